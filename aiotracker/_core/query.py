@@ -1,0 +1,202 @@
+"""Which tasks a query matches, and in what order."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypedDict, get_args
+
+import msgspec
+
+from .task import LastOutcome, Status, Task
+
+__all__ = ["ORDERS", "Query", "Where"]
+
+
+class Where(TypedDict, total=False):
+    """The filters of `find`, `count`, `reset`, `ignore` and `purge`; a task must match all that are given."""
+
+    status: str | Iterable[str]  # one or several
+    prefix: str  # the id starts with it
+    data: Mapping[str, Any]  # `data` is an object that has these keys with these values
+    error_type: str  # the class name of the latest error
+    worker: str  # who holds it or, if nobody does, whose attempt failed last
+    last_outcome: str  # error, cancelled, lease_lost, timeout
+    step: str  # it has a step of this name
+    step_status: str  # ... (or any step, without `step`) of this status
+    min_attempts: int  # this many attempts or more
+    created_before: datetime  # exclusive, like all `before`
+    created_after: datetime  # inclusive, like all `after`
+    updated_before: datetime
+    updated_after: datetime
+    finished_before: datetime  # a task that has not finished matches neither
+    finished_after: datetime
+
+
+ORDERS: Final = (
+    "id",
+    "create_time",
+    "update_time",
+    "start_time",
+    "finish_time",
+    "not_before",
+    "priority",
+    "attempts",
+)
+_TIMES: Final = {"created": "create_time", "updated": "update_time", "finished": "finish_time"}
+
+
+class Query(msgspec.Struct, frozen=True):
+    """A checked query. Backends read what they can use of it; `matches` has the last word."""
+
+    statuses: frozenset[Status] | None = None  # None: all
+    prefix: str = ""
+    data: Mapping[str, Any] | None = None
+    error_type: str | None = None
+    worker: str | None = None
+    last_outcome: str | None = None
+    step: str | None = None
+    step_status: str | None = None
+    min_attempts: int = 0
+    times: tuple[tuple[str, bool, datetime], ...] = ()  # field of the task, True: at or after, False: before
+    order_by: str | None = None  # one of ORDERS; None: whatever is cheapest
+    descending: bool = False
+    limit: int | None = None
+
+    @classmethod
+    def build(cls, where: Where, *, order_by: str | None = None, limit: int | None = None) -> "Query":
+        """Checks what a user typed.
+
+        Args:
+            where: The filters.
+            order_by: A name in `ORDERS`, with a `-` before it for descending. Ties are in the order of ids; tasks
+                without the field come last.
+            limit: How many at the most.
+
+        Raises:
+            ValueError: A filter is unknown or has a value that it cannot have.
+        """
+        given: dict[str, Any] = dict(where)
+        if unknown := sorted(given.keys() - Where.__annotations__.keys()):
+            raise ValueError(f"unknown filter {unknown[0]!r}; there are: {', '.join(Where.__annotations__)}")
+        fields: dict[str, Any] = {}
+        times = []
+        for name, value in given.items():
+            if name == "status":
+                fields["statuses"] = _statuses(value)
+            elif name == "min_attempts":
+                fields[name] = _whole(name, value, 0)
+            elif name == "data":
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"data takes a dict of keys and values, not {value!r}")
+                fields[name] = dict(value)
+            elif name.endswith(("_before", "_after")):
+                what, _, side = name.rpartition("_")
+                times.append((_TIMES[what], side == "after", aware(name, value)))
+            elif not isinstance(value, str):
+                raise ValueError(f"{name} takes a str, not {value!r}")
+            else:
+                fields[name] = value
+        if (outcome := fields.get("last_outcome")) is not None and outcome not in get_args(LastOutcome):
+            raise ValueError(f"last_outcome is one of {', '.join(get_args(LastOutcome))}, not {outcome!r}")
+        if (status := fields.get("step_status")) is not None and status not in ("in_progress", "failed", "succeeded"):
+            raise ValueError(f"step_status is in_progress, failed or succeeded, not {status!r}")
+        descending = False
+        if order_by is not None:
+            if not isinstance(order_by, str) or order_by.removeprefix("-") not in ORDERS:
+                raise ValueError(f"order_by is one of {', '.join(ORDERS)}, or '-' and one of them, not {order_by!r}")
+            descending = order_by.startswith("-")
+            order_by = order_by.removeprefix("-")
+        if limit is not None:
+            limit = _whole("limit", limit, 0)
+        return cls(times=tuple(times), order_by=order_by, descending=descending, limit=limit, **fields)
+
+    def matches(self, task: Task) -> bool:
+        """Whether this task is asked for."""
+        if self.statuses is not None and task.status not in self.statuses:
+            return False
+        if self.prefix and not task.id.startswith(self.prefix):
+            return False
+        if task.attempts < self.min_attempts:
+            return False
+        if self.last_outcome is not None and task.last_outcome != self.last_outcome:
+            return False
+        if self.error_type is not None and (not task.errors or task.errors[-1].type != self.error_type):
+            return False
+        if self.worker is not None and self.worker != _worker(task):
+            return False
+        if self.data is not None and not _has(task.data, self.data):
+            return False
+        if (self.step is not None or self.step_status is not None) and not any(
+            (self.step is None or step.name == self.step)
+            and (self.step_status is None or step.status == self.step_status)
+            for step in task.steps
+        ):
+            return False
+        for field, after, limit in self.times:
+            value = getattr(task, field)
+            if value is None or (value < limit if after else value >= limit):
+                return False
+        return True
+
+    def sorted(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks in the query's order, whether they match or not."""
+        if self.order_by is None:
+            return list(tasks)
+        field = self.order_by
+        having: list[Task] = []
+        lacking: list[Task] = []
+        for task in sorted(tasks, key=lambda task: task.id):
+            (lacking if getattr(task, field) is None else having).append(task)
+        having.sort(key=lambda task: getattr(task, field), reverse=self.descending)
+        if self.descending and field == "id":
+            lacking.reverse()
+        return having + lacking
+
+
+def aware(name: str, value: object) -> datetime:
+    """A time that a user gave, in UTC.
+
+    Raises:
+        ValueError: It is no datetime, or a naive one.
+    """
+    if not isinstance(value, datetime):
+        raise ValueError(f"{name} takes a datetime, not {value!r}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise ValueError(f"{name} takes an aware datetime, e.g. datetime.now(UTC); {value!r} has no time zone")
+    return value.astimezone(UTC)
+
+
+def _statuses(value: object) -> frozenset[Status]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, Iterable):
+        raise ValueError(f"status takes a status or several, not {value!r}")
+    statuses = set()
+    for word in words:
+        try:
+            statuses.add(Status(word))
+        except ValueError:
+            raise ValueError(f"no status {word!r}; there are: {', '.join(Status)}") from None
+    if not statuses:
+        raise ValueError("status takes a status or several; an empty list would match nothing")
+    return frozenset(statuses)
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} takes an int of {least} or more, not {value!r}")
+    return value
+
+
+def _worker(task: Task) -> str | None:
+    if task.lease is not None:
+        return task.lease.worker
+    return task.errors[-1].worker if task.errors else None
+
+
+def _has(data: object, wanted: Mapping[str, Any]) -> bool:
+    if not isinstance(data, dict):
+        return False
+    for key, value in wanted.items():
+        # JSON keeps true and 1 apart; Python's == does not.
+        if key not in data or data[key] != value or isinstance(data[key], bool) != isinstance(value, bool):
+            return False
+    return True

@@ -1,0 +1,473 @@
+"""The life of a task: every rule about it, written once.
+
+Each function here makes a transition: a callable from (record, now) to the new record. A transition never refuses by
+raising; it gives the very same record back, and the caller reads the verdict from that. All of them may be applied
+again to a record that they have already changed (the write landed, its reply was lost) and then change nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from .query import Query
+from .retry import later
+from .task import BootTime, End, Failure, LastOutcome, Lease, Status, Step, Task
+
+__all__ = [
+    "Aim",
+    "Cause",
+    "Changes",
+    "Claim",
+    "Judge",
+    "Renew",
+    "Rule",
+    "Terms",
+    "add",
+    "fail",
+    "ignore",
+    "outcome_of",
+    "postpone",
+    "purge",
+    "release",
+    "reset",
+    "save",
+    "succeed",
+]
+
+ERRORS_KEPT: Final = 5
+ENDS_KEPT: Final = 8
+FREE_RELEASES: Final = 10  # in a row; from then on a cancellation counts as an attempt
+RELEASE_DELAY: Final = 1.0  # seconds, doubled with each further release
+MAX_RELEASE_DELAY: Final = 60.0
+PURGE_AGE: Final = timedelta(hours=1)  # a younger record may still be needed to recognise a write whose reply was lost
+
+Rule = Callable[[Task | None, datetime], Task | None]
+
+
+class Judge(msgspec.Struct, frozen=True):
+    """How a tracker tells whether somebody else's lease is live."""
+
+    boot: Callable[[], BootTime]
+    margin: float  # seconds that clocks may differ
+
+    def is_live(self, lease: Lease | None, now: datetime) -> bool:
+        if lease is None:
+            return False
+        if lease.boot_id:
+            boot_id, seconds = self.boot()
+            if boot_id == lease.boot_id:
+                return seconds < lease.boot_expires
+        return now < later(lease.expires_at, self.margin)
+
+    def left(self, lease: Lease, now: datetime) -> float:
+        """Seconds until somebody else may claim."""
+        boot_id, seconds = self.boot()
+        if lease.boot_id and boot_id == lease.boot_id:
+            return max(0.0, lease.boot_expires - seconds)
+        return max(0.0, (later(lease.expires_at, self.margin) - now).total_seconds())
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """Under which name and for how long a claim is made."""
+
+    token: str
+    worker: str
+    ttl: float  # seconds
+    boot: Callable[[], BootTime]
+
+    def lease(self, acquired_at: datetime, now: datetime) -> Lease:
+        boot_id, seconds = self.boot()
+        return Lease(
+            self.token,
+            self.worker,
+            acquired_at,
+            later(now, self.ttl),
+            self.ttl,
+            boot_id,
+            seconds + self.ttl if boot_id else 0.0,
+        )
+
+
+class Changes(msgspec.Struct):
+    """What a run has changed in its record since the last write."""
+
+    fields: dict[str, Any] = {}  # of data, progress, note
+    steps: dict[str, Step] = {}
+
+    def onto(self, task: Task) -> dict[str, Any]:
+        """All changed fields of the record."""
+        if not self.steps:
+            return self.fields
+        known = {step.name: step for step in task.steps}
+        return self.fields | {"steps": tuple((known | self.steps).values())}
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why an attempt failed."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+def _mine(task: Task | None, token: str) -> bool:
+    return task is not None and task.lease is not None and task.lease.token == token
+
+
+def outcome_of(task: Task | None, token: str) -> str | None:
+    """How the claim of this token ended, as far as the record remembers."""
+    if task is not None:
+        for end in task.ends:
+            if end.token == token:
+                return end.outcome
+    return None
+
+
+def _ended(task: Task, outcome: str) -> tuple[End, ...]:
+    assert task.lease is not None
+    return (*task.ends[1 - ENDS_KEPT :], End(task.fence, task.lease.token, outcome))
+
+
+def _failed(task: Task, now: datetime, worker: str, cause: Cause) -> tuple[Failure, ...]:
+    failure = Failure(task.attempts, now, worker, cause.type, cause.message, cause.traceback)
+    return (*task.errors[1 - ERRORS_KEPT :], failure)
+
+
+def _first_fence(now: datetime) -> int:
+    # Milliseconds grow faster than a task can be claimed, so a purged and re-added id never goes back.
+    return int(now.timestamp() * 1000)
+
+
+def add(task_id: str, *, create_id: str, data: Any, not_before: datetime | None, priority: int) -> Rule:
+    """A new pending record, unless there is one."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is not None:
+            return task
+        return Task(
+            id=task_id,
+            status=Status.PENDING,
+            fence=_first_fence(now),
+            data=data,
+            create_time=now,
+            update_time=now,
+            not_before=not_before,
+            priority=priority,
+            create_id=create_id,
+        )
+
+    return transition
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """This claim holds the task, if nobody else does and it may be run.
+
+    Takes over an expired lease. A claim that finds the attempts used up stores `exhausted` instead. A class, so that
+    a store can undo a claim whose claimant has gone.
+    """
+
+    task_id: str
+    terms: Terms
+    judge: Judge
+    max_attempts: int  # claims that count before the task is exhausted
+    data: Any = None  # of a new record
+    force: bool = False  # overrides status and due time, never a live lease
+    explicit: bool = True  # somebody asked for this very task, who does not wait for a failure's backoff
+
+    def undo(self) -> Rule:
+        """As if it had not been."""
+        return release(self.terms.token, Changes(), chance=0.0, counted=False)
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        terms = self.terms
+        if task is None:
+            return Task(
+                id=self.task_id,
+                status=Status.IN_PROGRESS,
+                attempts=1,
+                fence=_first_fence(now) + 1,
+                data=self.data,
+                create_time=now,
+                update_time=now,
+                start_time=now,
+                lease=terms.lease(now, now),
+                create_id=terms.token,
+            )
+        if self.judge.is_live(task.lease, now) or outcome_of(task, terms.token) is not None:
+            return task  # held, perhaps by this claim; or this claim landed and was overtaken
+        if task.lease is not None:
+            task = _expired(task, now)
+        elif not self.force and (task.status.is_final or self._is_early(task, now)):
+            return task
+        if not self.force and task.attempts >= self.max_attempts:
+            return _exhausted(task, now)
+        if task.status is Status.SUCCEEDED:
+            task = replace(task, result=None, steps=())
+        return replace(
+            task,
+            status=Status.IN_PROGRESS,
+            attempts=task.attempts + 1,
+            fence=task.fence + 1,
+            lease=terms.lease(now, now),
+            update_time=now,
+            start_time=now,
+            finish_time=None,
+            not_before=None,
+            backoff=False,
+            progress=None,
+        )
+
+    def _is_early(self, task: Task, now: datetime) -> bool:
+        return task.not_before is not None and now < task.not_before and not (self.explicit and task.backoff)
+
+
+class Renew(msgspec.Struct, frozen=True):
+    """The lease lasts a full term from now. A class, so that a store may serve renewals first."""
+
+    terms: Terms
+    changes: Changes
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != self.terms.token:
+            return task
+        lease = self.terms.lease(task.lease.acquired_at, now)
+        return replace(task, lease=lease, update_time=now, **self.changes.onto(task))
+
+
+def save(terms: Terms, changes: Changes) -> Rule:
+    """The run's changes are in the record; like every write of a holder, this renews the lease."""
+    return Renew(terms, changes).__call__
+
+
+def succeed(token: str, changes: Changes, result: Any) -> Rule:
+    """The claim ends with a success."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or not _mine(task, token):
+            return task
+        return replace(
+            task,
+            status=Status.SUCCEEDED,
+            result=result,
+            lease=None,
+            ends=_ended(task, "succeeded"),
+            last_outcome=None,
+            releases=0,
+            update_time=now,
+            finish_time=now,
+            **changes.onto(task),
+        )
+
+    return transition
+
+
+def fail(
+    token: str,
+    changes: Changes,
+    cause: Cause,
+    *,
+    max_attempts: int,
+    retryable: bool,
+    wait: float,
+    outcome: Literal["error", "timeout"] = "error",
+) -> Rule:
+    """The claim ends with an error: `failed`, or `exhausted` where no attempt is left or none is wanted."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != token:
+            return task
+        again = retryable and task.attempts < max_attempts
+        return replace(
+            task,
+            status=Status.FAILED if again else Status.EXHAUSTED,
+            errors=_failed(task, now, task.lease.worker, cause),
+            lease=None,
+            ends=_ended(task, "failed" if again else "exhausted"),
+            last_outcome=outcome,
+            releases=0,
+            update_time=now,
+            finish_time=now,
+            not_before=later(now, wait) if again and wait > 0 else None,
+            backoff=again and wait > 0,
+            **changes.onto(task),
+        )
+
+    return transition
+
+
+def release(
+    token: str, changes: Changes, *, chance: float, counted: bool = True, outcome: LastOutcome = "cancelled"
+) -> Rule:
+    """The claim ends without an outcome: pending again, and the attempt is given back.
+
+    Args:
+        token: Of the claim.
+        changes: Of the run.
+        chance: A random number in [0, 1), for the wait after repeated releases.
+        counted: Whether a body had begun. Ten such releases in a row, and the attempt is kept.
+        outcome: Why.
+    """
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != token:
+            return task
+        releases = task.releases + counted
+        kept = releases > FREE_RELEASES
+        fields: dict[str, Any] = {}
+        if counted and releases > 1:
+            wait = chance * min(MAX_RELEASE_DELAY, RELEASE_DELAY * 2.0 ** (releases - 2))
+            fields = {"not_before": later(now, wait), "backoff": True}
+        return replace(
+            task,
+            status=Status.PENDING,
+            attempts=task.attempts if kept else max(0, task.attempts - 1),
+            lease=None,
+            ends=_ended(task, "lease_lost" if outcome == "lease_lost" else "released"),
+            last_outcome=outcome,
+            releases=releases,
+            update_time=now,
+            finish_time=now,
+            **fields,
+            **changes.onto(task),
+        )
+
+    return transition
+
+
+def postpone(token: str, changes: Changes, seconds: float) -> Rule:
+    """The claim ends as its body asked: pending, not to be run by anybody for some seconds, the attempt given back."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or not _mine(task, token):
+            return task
+        return replace(
+            task,
+            status=Status.PENDING,
+            attempts=max(0, task.attempts - 1),
+            lease=None,
+            ends=_ended(task, "postponed"),
+            last_outcome=None,
+            releases=0,
+            update_time=now,
+            finish_time=now,
+            not_before=later(now, seconds),
+            backoff=False,
+            **changes.onto(task),
+        )
+
+    return transition
+
+
+class Aim(msgspec.Struct, frozen=True):
+    """Which record a change by hand is meant for: the one that was first read, as long as it is the same."""
+
+    judge: Judge
+    fence: int
+    status: Status
+    force: bool  # takes a live lease away
+    query: Query | None = None
+
+    def hits(self, task: Task, now: datetime) -> bool:
+        if (task.fence, task.status) != (self.fence, self.status):
+            return False
+        if self.query is not None and not self.query.matches(task):
+            return False
+        return self.force or not self.judge.is_live(task.lease, now)
+
+
+def reset(aim: Aim, *, from_step: str | None) -> Rule:
+    """Pending, with all attempts before it.
+
+    Finished steps are kept, so that a pipeline goes on at the one that failed, unless the task had succeeded, or
+    `from_step` names the first one to forget.
+    """
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or not aim.hits(task, now):
+            return task
+        steps = _steps_before(task, from_step)
+        if task.status is Status.PENDING and task.attempts == 0 and not task.backoff and steps == task.steps:
+            return task
+        return replace(
+            _taken_away(task),
+            status=Status.PENDING,
+            attempts=0,
+            result=None,
+            steps=steps,
+            releases=0,
+            update_time=now,
+            start_time=None,
+            finish_time=None,
+            not_before=None if task.backoff else task.not_before,
+            backoff=False,
+            progress=None,
+        )
+
+    return transition
+
+
+def ignore(aim: Aim) -> Rule:
+    """Set aside: not run until somebody resets it."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.status is Status.IGNORED or not aim.hits(task, now):
+            return task
+        return replace(_taken_away(task), status=Status.IGNORED, update_time=now, not_before=None, backoff=False)
+
+    return transition
+
+
+def purge(aim: Aim) -> Rule:
+    """The record is gone, if it is older than an hour or `force` is set."""
+
+    def transition(task: Task | None, now: datetime) -> Task | None:
+        if task is None or not aim.hits(task, now) or (not aim.force and now - task.update_time < PURGE_AGE):
+            return task
+        return None
+
+    return transition
+
+
+def _expired(task: Task, now: datetime) -> Task:
+    assert task.lease is not None
+    worker = task.lease.worker
+    cause = Cause("LeaseLostError", f"the lease of {worker} ran out: killed, paused, blocked or cut off")
+    return replace(
+        task,
+        lease=None,
+        ends=_ended(task, "lease_lost"),
+        errors=_failed(task, now, worker, cause),
+        last_outcome="lease_lost",
+    )
+
+
+def _exhausted(task: Task, now: datetime) -> Task:
+    errors = task.errors or _failed(task, now, "", Cause("CancelledError", "cancelled too often"))
+    return replace(
+        task,
+        status=Status.EXHAUSTED,
+        errors=errors,
+        update_time=now,
+        finish_time=now,
+        not_before=None,
+        backoff=False,
+    )
+
+
+def _taken_away(task: Task) -> Task:
+    if task.lease is None:
+        return task
+    return replace(task, lease=None, ends=_ended(task, "lease_lost"), last_outcome="lease_lost")
+
+
+def _steps_before(task: Task, name: str | None) -> tuple[Step, ...]:
+    if name is None:
+        return () if task.status is Status.SUCCEEDED else task.steps
+    names: Iterable[str] = (step.name for step in task.steps)
+    for index, step_name in enumerate(names):
+        if step_name == name:
+            return task.steps[:index]
+    return task.steps

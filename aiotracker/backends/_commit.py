@@ -1,0 +1,247 @@
+"""Group commit: what waits while one commit is in flight goes into the next.
+
+The commits run on a thread of their own, not in an asyncio task (the end of `asyncio.run` would cancel that while the
+thread still commits) nor in the default executor (where others' slow calls would be in the way). No timers: a lone
+operation is committed at once, and thousands that come at once share a commit.
+"""
+
+import asyncio
+import copy
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol
+
+from typing_extensions import TypeVar
+
+from ..errors import StoreError, StoreUnavailableError, TrackerError
+
+__all__ = ["Committer", "Item"]
+
+logger = logging.getLogger("aiotracker")
+
+MAX_ITEMS = 5_000  # of a commit
+CLOSE_TIME = 10.0  # seconds that closing waits for the last commit
+
+
+class Item(Protocol):
+    """What is committed."""
+
+    answer: Any
+    error: Exception | None
+
+
+I = TypeVar("I", bound=Item)  # noqa: E741
+T = TypeVar("T")
+Waiting = tuple["asyncio.Future[Any]", I, float]
+
+
+class Committer(Generic[I]):
+    """One daemon thread that commits what waits, all of it together.
+
+    Args:
+        commit: Stores items and sets their `answer` or `error`; gives how many of them it took, in their order. What
+            it raises is the error of all.
+        orphaned: Gives what must be committed for an item that was stored but whose waiter has gone; or `None`.
+        blame: Says why a commit may be stuck.
+        patience: Seconds after which a waiter gives up with `StoreUnavailableError`.
+        name: Of the thread.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[I]], int],
+        *,
+        orphaned: Callable[[I], I | None],
+        blame: Callable[[], str],
+        patience: float,
+        name: str,
+    ) -> None:
+        self._commit = commit
+        self._orphaned = orphaned
+        self._blame = blame
+        self._patience = patience
+        self._urgent: deque[Waiting[I]] = deque()
+        self._normal: deque[Waiting[I]] = deque()
+        self._orphans: deque[I] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._in_flight: list[Waiting[I]] = []
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._watching = False
+        self._closing = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # -- on the event loop's thread
+
+    def submit(self, item: I, *, urgent: bool = False) -> "asyncio.Future[Any]":
+        """Commits an item, and answers with its `answer` or `error`.
+
+        A future that is cancelled before its commit begins takes its item back. One that is cancelled later leaves
+        it stored, and `orphaned` says what is to be done about it.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if self._closing:
+            future.set_exception(StoreError("the tracker is closed"))
+            return future
+        (self._urgent if urgent else self._normal).append((future, item, time.monotonic()))
+        self._wake.put(None)
+        if not self._watching:
+            self._watching = True
+            loop.call_later(self._patience, self._watch)
+        return future
+
+    async def call(self, fn: Callable[[], T]) -> T:
+        """Runs a function on the thread, between commits."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result, error = fn(), None
+            except Exception as exc:
+                result, error = None, exc
+            _on(loop, _settle, future, result, error)
+
+        self.post(run)
+        return await future
+
+    def post(self, fn: Callable[[], None]) -> None:
+        """Runs a function on the thread, between commits; from any thread."""
+        self._calls.append(fn)
+        self._wake.put(None)
+
+    async def aclose(self, close: Callable[[], None]) -> bool:
+        """Commits what waits, runs `close` on the thread and ends that; within bounds.
+
+        Returns:
+            Whether it ended in time. If not, it closes itself as soon as it is not stuck any more.
+        """
+        if not self._closing:
+            self._closing = True
+            self.post(close)
+        deadline = time.monotonic() + CLOSE_TIME
+        pause = 0.0
+        while not self._ended.is_set():
+            if time.monotonic() > deadline:
+                logger.warning("closing did not wait for a commit that is stuck: %s", self._blame())
+                return False
+            await asyncio.sleep(pause)
+            pause = min(0.05, pause + 0.001)
+        return True
+
+    def _watch(self) -> None:
+        """Gives up what has waited too long. One timer for all."""
+        self._watching = False
+        now = time.monotonic()
+        oldest = now
+        reason: str | None = None
+        for future, _, since in (*self._in_flight, *self._urgent, *self._normal):
+            if future.done():
+                continue
+            if since + self._patience > now:
+                oldest = min(oldest, since)
+                continue
+            reason = reason or self._blame()
+            future.set_exception(StoreUnavailableError(f"no answer within {self._patience:.3g} s: {reason}"))
+        if oldest < now or self._urgent or self._normal:
+            self._watching = True
+            asyncio.get_running_loop().call_later(max(0.01, oldest + self._patience - now), self._watch)
+
+    def _deliver(self, batch: list[Waiting[I]]) -> None:
+        for future, item, _ in batch:
+            if not future.done():
+                if item.error is None:
+                    future.set_result(item.answer)
+                else:
+                    future.set_exception(item.error)
+            elif item.error is None:
+                self._orphan(item)
+
+    def _orphan(self, item: I) -> None:
+        undo = self._orphaned(item)
+        if undo is not None:
+            self._orphans.append(undo)
+            self._wake.put(None)
+
+    # -- on the thread
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._wake.get()
+                while batch := self._take():
+                    self._do(batch)
+                while self._orphans:
+                    orphans = [self._orphans.popleft() for _ in range(len(self._orphans))]
+                    self._attempt(orphans)
+                while self._calls:
+                    self._calls.popleft()()
+                if self._closing and not (self._urgent or self._normal or self._orphans or self._calls):
+                    return
+        finally:
+            self._ended.set()
+
+    def _take(self) -> list[Waiting[I]]:
+        batch: list[Waiting[I]] = []
+        for queue in (self._urgent, self._normal):
+            while queue and len(batch) < MAX_ITEMS:
+                waiting = queue.popleft()
+                if not waiting[0].done():  # else its waiter has gone
+                    batch.append(waiting)
+        return batch
+
+    def _do(self, batch: list[Waiting[I]]) -> None:
+        self._in_flight = batch
+        taken = self._attempt([item for _, item, _ in batch])
+        self._in_flight = []
+        if taken < len(batch):
+            self._normal.extendleft(reversed(batch[taken:]))
+            batch = batch[:taken]
+        loop = batch[0][0].get_loop()
+        if all(waiting[0].get_loop() is loop for waiting in batch):
+            self._hand_over(loop, batch)
+        else:
+            for loop in {waiting[0].get_loop() for waiting in batch}:
+                self._hand_over(loop, [waiting for waiting in batch if waiting[0].get_loop() is loop])
+
+    def _attempt(self, items: list[I]) -> int:
+        try:
+            return self._commit(items)
+        except Exception as exc:
+            if not isinstance(exc, TrackerError):
+                logger.exception("a commit failed")
+            for item in items:
+                # One exception for many would collect all their tracebacks.
+                item.error = copy.copy(exc)
+                item.error.__cause__ = exc
+            return len(items)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting[I]]) -> None:
+        if not _on(loop, self._deliver, batch):
+            for _, item, _ in batch:
+                if item.error is None:
+                    self._orphan(item)
+
+
+def _on(loop: asyncio.AbstractEventLoop, fn: Callable[..., None], *args: Any) -> bool:
+    """Runs a function on the loop's thread; `False` where the loop is closed."""
+    try:
+        loop.call_soon_threadsafe(fn, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,500 @@
+"""The log engine: what a log of records means, apart from where it is kept.
+
+A log is a sequence of commits. A commit is some lines, each a JSON object that ends with its own CRC, and a mark that
+ends the commit with the number of its lines and a CRC over all of it. The latest line of an id is its record.
+
+    {"id":"order-17","status":"in_progress",...,"crc":"0a1b2c3d"}
+    {"id":"order-18","deleted":true,"crc":"..."}
+    {"mark":2,"crc":"..."}
+
+`Index` is that meaning in memory; `Index.batch` runs transitions on an overlay, so that nothing is changed, and
+nobody answered, before the commit is stored.
+"""
+
+import asyncio
+import heapq
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+from msgspec.structs import force_setattr
+from typing_extensions import TypeVar, Unpack
+
+from .._core.codec import MAX_RECORD_BYTES
+from .._core.query import Query, Where
+from .._core.task import Status, Task
+from .._core.transitions import Claim
+from ..contract import UNKNOWN, Claimable, Transition, in_order
+from ..errors import ConflictError, RecordTooLargeError
+from ..tracker import BaseTracker
+
+__all__ = ["Batch", "Damage", "Index", "LogTracker", "Parsed", "Wanted", "check_line", "commits", "parse", "seal"]
+
+D = TypeVar("D", default=Any)
+R = TypeVar("R", default=Any)
+
+MAX_COMMIT_BYTES: Final = 4 * 1024 * 1024
+CHUNK: Final = 256  # records that are read before others get a turn
+_CRC_BYTES: Final = len(b',"crc":"00000000"}')
+_MARK: Final = b'{"mark":'
+_SEAL: Final = b'{"sealed":'
+
+
+class Head(msgspec.Struct, gc=False):
+    """The few fields of a line that indexes need."""
+
+    id: str
+    status: Status = Status.IGNORED  # of a deleted one
+    priority: int = 0
+    not_before: datetime | None = None
+    deleted: bool = False
+
+
+class Entry(msgspec.Struct, gc=False):
+    """One task in memory: its line as it is stored, and the few fields that indexes need."""
+
+    line: bytes
+    status: Status
+    priority: int
+    not_before: datetime | None
+
+
+class Wanted:
+    """One operation that waits for a commit, and its answer."""
+
+    __slots__ = ("answer", "error", "look", "task_id", "transition", "write_id")
+
+    def __init__(
+        self,
+        task_id: str = "",
+        transition: Transition | None = None,
+        write_id: str = "",
+        look: "Callable[[Index], Any] | None" = None,
+    ) -> None:
+        self.task_id = task_id
+        self.transition = transition
+        self.write_id = write_id
+        self.look = look  # instead of a transition: what is asked of the index as it is after the commit
+        self.answer: Any = None
+        self.error: Exception | None = None
+
+
+class Batch(msgspec.Struct):
+    """What a number of transitions came to, before it is stored."""
+
+    data: bytes  # the commit; empty: nothing to store
+    changes: dict[str, tuple[Task, bytes] | None]  # by id; None: deleted
+    taken: int  # how many of the operations, from the first on, are in it
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Where a log stops making sense."""
+
+    offset: int
+    reason: str
+
+
+class Parsed(msgspec.Struct):
+    """Some bytes of a log, read."""
+
+    end: int  # after the last valid mark
+    damage: Damage | None = None  # of a commit that others follow, which a crash cannot cause
+    sealed: tuple[str, int] | None = None  # the log that follows, and the offset at which to go on there
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(Task).decode
+_decode_head: Final = msgspec.json.Decoder(Head).decode
+_decode_any: Final = msgspec.json.Decoder().decode
+
+
+def _closed(body: bytes) -> bytes:
+    """A JSON object without its last brace, ended with its CRC."""
+    return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
+
+
+def check_line(line: bytes) -> bool:
+    """Whether a line, its newline included, ends with its own CRC."""
+    body = line[: -_CRC_BYTES - 1]
+    return line[-_CRC_BYTES - 1 :] == b',"crc":"%08x"}\n' % crc32(body)
+
+
+def _mark(count: int, crc: int) -> bytes:
+    body = b'%b%d' % (_MARK, count)
+    return b'%b,"crc":"%08x"}\n' % (body, crc32(body, crc))
+
+
+def seal(name: str, offset: int) -> bytes:
+    """The line that ends a log whose records have moved."""
+    return _closed(_encode({"sealed": name, "offset": offset})[:-1])
+
+
+def decode(line: bytes) -> Task:
+    """The record of a line."""
+    task = _decode(line)
+    force_setattr(task, "version", task.write_id)
+    return task
+
+
+def parse(data: bytes, start: int, index: "Index | None") -> Parsed:
+    """Reads commits, and applies them to the index.
+
+    Args:
+        data: Bytes of a log, from the end of a commit on.
+        start: Where in the log they begin.
+        index: What to apply them to; `None`: only check.
+    """
+    position, commit, size = 0, 0, len(data)
+    lines: list[bytes] = []
+    crc = 0
+    while True:
+        newline = data.find(b"\n", position) + 1
+        if newline == 0:
+            break
+        line = data[position:newline]
+        if line.startswith(_MARK):
+            if line != _mark(len(lines), crc):
+                break
+            try:
+                if index is not None:
+                    for stored in lines:
+                        index.apply_line(stored)
+            except msgspec.DecodeError as exc:
+                return Parsed(start + commit, Damage(start + commit, f"a record that cannot be read: {exc}"))
+            lines, crc, position, commit = [], 0, newline, newline
+            continue
+        if not check_line(line):
+            break
+        if line.startswith(_SEAL):
+            if lines:
+                break
+            sealed = _decode_any(line)
+            return Parsed(start + newline, sealed=(sealed["sealed"], sealed["offset"]))
+        lines.append(line)
+        crc = crc32(line, crc)
+        position = newline
+    parsed = Parsed(start + commit)
+    if commit < size and (later := _later_commit(data, commit)) is not None:
+        parsed.damage = Damage(
+            start + position, f"the line at byte {start + position} is damaged, and commits after it, up to byte "
+            f"{start + later}, are whole"
+        )
+    return parsed
+
+
+def _later_commit(data: bytes, start: int) -> int | None:
+    """Where a whole commit ends that lies behind the damage; a torn write leaves none."""
+    position = data.find(b"\n" + _MARK, start)
+    while position != -1:
+        begin, end = position + 1, data.find(b"\n", position + 1) + 1
+        if end == 0:
+            return None
+        line = data[begin:end]
+        count = line[len(_MARK) : line.find(b",")]
+        if count.isdigit() and _is_commit(data, start, begin, int(count), line):
+            return end
+        position = data.find(b"\n" + _MARK, end - 1)
+    return None
+
+
+def _is_commit(data: bytes, start: int, begin: int, count: int, line: bytes) -> bool:
+    first = begin
+    for _ in range(count):
+        first = data.rfind(b"\n", start, first - 1) + 1
+        if first <= start:
+            return False  # it reaches back into what is damaged
+    return line == _mark(count, crc32(data[first:begin]))
+
+
+class Index:
+    """All records of a log, in memory.
+
+    Changed by one thread at a time, with `apply`; read by others in single steps that the interpreter does not
+    interrupt.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.by_status: dict[Status, dict[str, None]] = {status: {} for status in Status}
+        self.live_bytes = 0
+        self._ready: dict[int, dict[str, None]] = {}  # by priority: pending and failed, as far as they are known due
+        self._scheduled: list[tuple[datetime, str]] = []  # the others, by due time; may hold what is not true any more
+
+    def get(self, task_id: str) -> Task | None:
+        """The record."""
+        entry = self.entries.get(task_id)
+        return None if entry is None else decode(entry.line)
+
+    # -- changing
+
+    def apply_line(self, line: bytes) -> None:
+        """What a stored line says is so."""
+        head = _decode_head(line)
+        if head.deleted:
+            self._forget(head.id)
+        else:
+            self._put(head.id, Entry(line, head.status, head.priority, head.not_before))
+
+    def apply(self, batch: Batch) -> None:
+        """What a stored batch says is so."""
+        for task_id, change in batch.changes.items():
+            if change is None:
+                self._forget(task_id)
+            else:
+                task, line = change
+                self._put(task_id, Entry(line, task.status, task.priority, task.not_before))
+
+    def _put(self, task_id: str, entry: Entry) -> None:
+        old = self.entries.get(task_id)
+        self.live_bytes += len(entry.line)
+        if old is not None:
+            self.live_bytes -= len(old.line)
+            if old.status is not entry.status:
+                del self.by_status[old.status][task_id]
+                self.by_status[entry.status][task_id] = None
+            if old.status in _WAITING:
+                self._ready.get(old.priority, {}).pop(task_id, None)
+        else:
+            self.by_status[entry.status][task_id] = None
+        self.entries[task_id] = entry
+        if entry.status in _WAITING:
+            if entry.not_before is None:
+                self._ready.setdefault(entry.priority, {})[task_id] = None
+            else:
+                heapq.heappush(self._scheduled, (entry.not_before, task_id))
+
+    def _forget(self, task_id: str) -> None:
+        old = self.entries.pop(task_id, None)
+        if old is not None:
+            self.live_bytes -= len(old.line)
+            del self.by_status[old.status][task_id]
+            self._ready.get(old.priority, {}).pop(task_id, None)
+
+    # -- deciding
+
+    def batch(self, wanted: Sequence[Wanted], now: datetime, limit: int = MAX_RECORD_BYTES) -> Batch:
+        """Runs transitions one after another, each on what those before it made; one that fails fails alone.
+
+        Their answers are set, but nothing is changed before `apply`. Takes as many as fit into a commit.
+        """
+        lines: list[bytes] = []
+        changes: dict[str, tuple[Task, bytes] | None] = {}
+        entries = self.entries
+        crc = size = taken = 0
+        for want in wanted:
+            if size > MAX_COMMIT_BYTES:
+                break
+            taken += 1
+            if want.transition is None:
+                continue
+            task_id = want.task_id
+            try:
+                if task_id in changes:
+                    change = changes[task_id]
+                    current = None if change is None else change[0]
+                else:
+                    entry = entries.get(task_id)
+                    current = None if entry is None else decode(entry.line)
+                new = want.transition(current, now)
+                if new is current:
+                    want.answer = current
+                    continue
+                if new is None:
+                    line = _closed(_encode({"id": task_id, "deleted": True})[:-1])
+                    changes[task_id] = None
+                else:
+                    line = self._line(new, want.write_id, limit)
+                    changes[task_id] = (new, line)
+                    want.answer = new
+            except Exception as exc:
+                want.error = exc
+                continue
+            lines.append(line)
+            crc = crc32(line, crc)
+            size += len(line)
+        if lines:
+            lines.append(_mark(len(lines), crc))
+        return Batch(b"".join(lines), changes, taken)
+
+    def _line(self, task: Task, write_id: str, limit: int) -> bytes:
+        # The transition has just made this record, and nobody else has seen it.
+        force_setattr(task, "write_id", write_id)
+        force_setattr(task, "version", None)
+        line = _closed(_encode(task)[:-1])
+        if len(line) > limit:
+            raise RecordTooLargeError(
+                f"the record of {task.id!r} would take {len(line):,} bytes, and {limit:,} are the most; "
+                "keep large values elsewhere, and their path here",
+                task.id,
+                len(line),
+                limit,
+            )
+        force_setattr(task, "version", write_id)
+        return line
+
+    def look(self, wanted: Sequence[Wanted]) -> None:
+        """Answers those that only ask."""
+        for want in wanted:
+            if want.look is not None:
+                try:
+                    want.answer = want.look(self)
+                except Exception as exc:
+                    want.error = exc
+
+    # -- reading
+
+    def ids(self, query: Query) -> list[str]:
+        """The ids of all that may match."""
+        if query.statuses is None:
+            found = list(self.entries)
+        else:
+            found = [task_id for status in query.statuses for task_id in self.by_status[status]]
+        return [task_id for task_id in found if task_id.startswith(query.prefix)] if query.prefix else found
+
+    def counts(self) -> Counter[Status]:
+        """How many tasks there are, by status."""
+        return Counter({status: len(ids) for status, ids in self.by_status.items() if ids})
+
+    def claimable(self, limit: int, now: datetime) -> Claimable:
+        """As the contract says. Called by one thread at a time, the one that changes the index."""
+        while self._scheduled and self._scheduled[0][0] <= now:
+            due, task_id = heapq.heappop(self._scheduled)
+            entry = self.entries.get(task_id)
+            if entry is not None and entry.status in _WAITING and entry.not_before == due:
+                self._ready.setdefault(entry.priority, {})[task_id] = None
+        while self._scheduled and not self._is_scheduled(*self._scheduled[0]):
+            heapq.heappop(self._scheduled)
+        next_due = self._scheduled[0][0] if self._scheduled else None
+        tasks: list[Task] = []
+        for task_id in self.by_status[Status.IN_PROGRESS]:
+            task = decode(self.entries[task_id].line)
+            if task.lease is None or task.lease.expires_at <= now:
+                tasks.append(task)
+            elif next_due is None or task.lease.expires_at < next_due:
+                next_due = task.lease.expires_at
+        for priority in sorted(self._ready, reverse=True):
+            ready = self._ready[priority]
+            for task_id in ready:
+                if len(tasks) >= limit:
+                    return Claimable(tasks[:limit], now)
+                tasks.append(decode(self.entries[task_id].line))
+            if not ready:
+                del self._ready[priority]
+        return Claimable(tasks[:limit], now if len(tasks) > limit else next_due)
+
+    def _is_scheduled(self, due: datetime, task_id: str) -> bool:
+        entry = self.entries.get(task_id)
+        return entry is not None and entry.status in _WAITING and entry.not_before == due
+
+    # -- compaction
+
+    def snapshot(self) -> list[Entry]:
+        """All entries as of now; they do not change."""
+        return list(self.entries.values())
+
+
+_WAITING: Final = frozenset({Status.PENDING, Status.FAILED})
+
+
+def commits(entries: Iterable[Entry], lines_each: int) -> Iterator[bytes]:
+    """A new log of these records, commit by commit."""
+    lines: list[bytes] = []
+    for entry in entries:
+        lines.append(entry.line)
+        if len(lines) == lines_each:
+            yield _commit(lines)
+            lines = []
+    if lines:
+        yield _commit(lines)
+
+
+def _commit(lines: list[bytes]) -> bytes:
+    data = b"".join(lines)
+    return data + _mark(len(lines), crc32(data))
+
+
+class LogTracker(BaseTracker[D, R]):
+    """What all trackers have in common whose records are in an `Index`."""
+
+    @abstractmethod
+    def submit(self, want: Wanted) -> "asyncio.Future[Any]":
+        """Commits one operation together with others that wait, and answers."""
+
+    def update(
+        self, task_id: str, transition: Transition, *, known: object = UNKNOWN
+    ) -> "asyncio.Future[Task | None]":
+        return self.submit(Wanted(task_id, transition, self.new_id()))
+
+    async def load(self, task_id: str) -> Task | None:
+        self._check_id(task_id)
+        task: Task | None = await self._look(lambda index: index.get(task_id))
+        return task
+
+    async def dump(self, task: Task) -> Task:
+        # A write_id that is the version already would not show that anything was written.
+        write_id = self.new_id() if task.write_id in ("", task.version) else task.write_id
+        new = task.replace()
+        guard = _Guard(task, new)
+        stored: Task | None = await self.submit(Wanted(task.id, guard, write_id))
+        if stored is not new:
+            raise ConflictError(f"another version of {task.id!r} is stored", stored, known=True)
+        return new
+
+    async def delete(self, task: Task) -> None:
+        stored = await self.submit(Wanted(task.id, _Guard(task, None), self.new_id()))
+        if stored is not None:
+            raise ConflictError(f"another version of {task.id!r} is stored", stored, known=True)
+
+    async def scan(self, query: Query) -> AsyncIterator[Task]:
+        async for task in in_order(query, self._scan(query)):
+            yield task
+
+    async def _scan(self, query: Query) -> AsyncIterator[Task]:
+        entries: dict[str, Entry]
+        ids, entries = await self._look(lambda index: (index.ids(query), index.entries))
+        for count, task_id in enumerate(ids, 1):
+            entry = entries.get(task_id)
+            if entry is not None and (query.statuses is None or entry.status in query.statuses):
+                yield decode(entry.line)
+            if count % CHUNK == 0:
+                await asyncio.sleep(0)
+
+    async def claimable(self, limit: int) -> Claimable:
+        now = self.now()
+        tasks: Claimable = await self._look(lambda index: index.claimable(limit, now))
+        return tasks
+
+    async def count(self, **where: Unpack[Where]) -> Counter[Status]:
+        query = self._query(where)
+        if query != Query(statuses=query.statuses):
+            return await super().count(**where)
+        counts: Counter[Status] = await self._look(lambda index: index.counts())
+        wanted = query.statuses
+        return counts if wanted is None else Counter({key: n for key, n in counts.items() if key in wanted})
+
+    async def _look(self, look: Callable[[Index], Any]) -> Any:
+        return await self.submit(Wanted(look=look))
+
+
+class _Guard:
+    """The transition of a guarded write."""
+
+    def __init__(self, old: Task, new: Task | None) -> None:
+        self._old = old
+        self._new = new
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        return self._new if (None if task is None else task.version) == self._old.version else task
+
+
+def orphaned(want: Wanted, write_id: str) -> Wanted | None:
+    """What undoes a claim that landed although its claimant had gone."""
+    claim, task = want.transition, want.answer
+    if isinstance(claim, Claim) and task is not None and task.lease is not None:
+        if task.lease.token == claim.terms.token:
+            return Wanted(want.task_id, claim.undo(), write_id)
+    return None

@@ -1,0 +1,51 @@
+"""MemoryTracker: a store in this process, for tests and for trying things out."""
+
+import asyncio
+import threading
+from typing import Any
+
+from typing_extensions import Self, TypeVar
+
+from ..errors import StoreError
+from ._log import Index, LogTracker, Wanted
+
+__all__ = ["MemoryTracker"]
+
+D = TypeVar("D", default=Any)
+R = TypeVar("R", default=Any)
+
+
+class MemoryTracker(LogTracker[D, R]):
+    """Keeps tasks in memory: nothing outlives the process. Otherwise a store like the others.
+
+    Nothing here ever waits: a claim or an end never gives the event loop a turn.
+
+    Args:
+        **options: As for `BaseTracker`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._options = options
+        self._index = Index()
+        self._mutex = threading.Lock()
+
+    def peer(self, **options: Any) -> Self:
+        """Another worker on the same store, with the same options but for those given; open it like any tracker."""
+        peer = type(self)(**(self._options | options))
+        peer._index, peer._mutex = self._index, self._mutex
+        return peer
+
+    def submit(self, want: Wanted) -> "asyncio.Future[Any]":
+        answer = asyncio.get_running_loop().create_future()
+        if self._stack is None:
+            answer.set_exception(StoreError("this MemoryTracker is not open; use `async with`, or await open()"))
+            return answer
+        with self._mutex:
+            self._index.apply(self._index.batch([want], self.now(), self.max_record_bytes))
+            self._index.look([want])
+        if want.error is not None:
+            answer.set_exception(want.error)
+        else:
+            answer.set_result(want.answer)
+        return answer

@@ -1,0 +1,583 @@
+"""The tracker: what users call, and what backends extend."""
+
+import asyncio
+import itertools
+import os
+import secrets
+import socket
+from collections import Counter, deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Generic
+
+from typing_extensions import ParamSpec, Self, TypeVar, Unpack
+
+from ._core.codec import check_id, plain
+from ._core.query import Query, Where, aware
+from ._core.retry import Retry
+from ._core.task import Status, Task
+from ._core.transitions import Aim, Judge, Rule, Terms, add, ignore, purge, reset
+from .clock import Clock, SystemClock
+from .contract import Contract
+from .errors import InvalidValueError, StoreError, TaskSucceededError, UnsupportedError
+from .leases import Keeper
+from .running import Run, RunningTask, _fitting, check_async, check_seconds, return_type
+from .work import WorkSummary, Worker
+
+__all__ = ["BaseTracker"]
+
+D = TypeVar("D", default=Any)
+R = TypeVar("R", default=Any)
+T = TypeVar("T")
+P = ParamSpec("P")
+
+WINDOW = 1000  # updates of a bulk verb that are under way at once, so that they share commits
+
+
+class BaseTracker(Contract, Generic[D, R]):
+    """Tracks tasks in a store. The extension point: a subclass that implements `load` and `dump` has everything but
+    queries; with `scan` those too, with `delete` also `purge`.
+
+    `async with` opens and closes it; so do `open()` and `aclose()`, also in two different asyncio tasks.
+
+    Args:
+        lease: Seconds for which a claim holds a task unless it is renewed; it is, at a third of that, while the
+            event loop runs.
+        retry: How often a task is tried, and when.
+        data_type: Of the tasks' data: a msgspec Struct, dataclass, TypedDict or pydantic model. What is stored stays
+            plain JSON.
+        result_type: Of the tasks' results, likewise.
+        worker: This worker's name, for people; by default made of host name, process id and a random part.
+        clock: Where time is read from.
+        clock_skew: Seconds by which the clocks of the workers' machines may differ; somebody else's lease is only
+            taken over when it ended this long ago. On one machine, a clock that nobody can set decides instead.
+        read_only: Nothing is written; verbs that would raise `UnsupportedError`.
+
+    Raises:
+        InvalidValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        lease: float = 60.0,
+        retry: Retry | None = None,
+        data_type: type[D] | Any = Any,
+        result_type: type[R] | Any = Any,
+        worker: str | None = None,
+        clock: Clock | None = None,
+        clock_skew: float = 0.0,
+        read_only: bool = False,
+    ) -> None:
+        self.lease = check_seconds("lease", lease)
+        self.retry = _check_retry(retry) or Retry()
+        self.data_type: Any = data_type
+        self.result_type: Any = result_type
+        self.clock = clock or SystemClock()
+        self.read_only = read_only
+        if isinstance(clock_skew, bool) or not isinstance(clock_skew, int | float) or not 0 <= clock_skew < 1e9:
+            raise InvalidValueError(f"clock_skew takes a number of seconds, 0 or more, not {clock_skew!r}")
+        self.clock_skew = float(clock_skew)
+        if worker is not None and (not isinstance(worker, str) or not 1 <= len(worker) <= 200):
+            raise InvalidValueError(f"worker takes a str of 1 to 200 characters, not {worker!r}")
+        self._names = _Names()
+        self.worker = worker or f"{socket.gethostname()[:60]}:{os.getpid()}:{self._names.prefix[:4]}"
+        self._patience = self.lease / 3
+        self._stack: AsyncExitStack | None = None
+        self._keeper: Keeper | None = None
+        self._listeners: set[asyncio.Event] = set()  # to be set when there may be new work
+
+    # -- lifecycle
+
+    async def open(self) -> Self:
+        """Connects to the store; creates it where there is none, unless `read_only`.
+
+        Raises:
+            StoreError: It cannot be used; the message says why and what to do.
+        """
+        if self._stack is not None:
+            raise StoreError(f"this {type(self).__name__} is open already; use one `async with` a tracker")
+        await asyncio.to_thread(self.clock.boot)  # the first look reads a file
+        stack = AsyncExitStack()
+        try:
+            await self.connect(stack)
+        except BaseException:
+            await stack.aclose()
+            raise
+        self._stack = stack
+        self._keeper = Keeper(self.clock, lambda task_id, rule, known: self.update(task_id, rule, known=known))
+        return self
+
+    async def aclose(self) -> None:
+        """Closes what `open` opened. Runs must have ended before; a lease that is still held then runs out."""
+        stack, keeper = self._stack, self._keeper
+        if stack is None or keeper is None:
+            return
+        self._stack = None
+        await keeper.aclose()
+        self._keeper = None
+        await stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def keeper(self) -> Keeper:
+        """Renews the leases of this tracker.
+
+        Raises:
+            StoreError: The tracker is not open.
+        """
+        if self._keeper is None:
+            raise StoreError(f"this {type(self).__name__} is not open; use `async with`, or await open()")
+        return self._keeper
+
+    @property
+    def judge(self) -> Judge:
+        """How this tracker tells whether somebody else's lease is live."""
+        return Judge(self.clock.boot, self.clock_skew + self.clock_uncertainty)
+
+    def new_id(self) -> str:
+        return self._names.new()
+
+    # -- running
+
+    def run(
+        self,
+        task_id: str,
+        *,
+        data: D | None = None,
+        lease: float | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        force: bool = False,
+    ) -> Run[D, R]:
+        """Claims a task and records how the body ends: `async with tracker.run("order-17") as task: ...`.
+
+        Left normally: succeeded, with `task.result`. An exception: failed, with its traceback, or exhausted after the
+        last attempt; it is raised on. Cancelled: released, pending again, the attempt given back.
+
+        Args:
+            task_id: Which task; a new record is made where there is none.
+            data: Of a new record; not looked at where there is one.
+            lease: Seconds, instead of the tracker's.
+            timeout: Seconds after which the body is cancelled and has failed with `TimeoutError`. A time-out that you
+                put around is a cancellation instead.
+            retry: Instead of the tracker's.
+            force: Overrides status and due time, never somebody's live lease.
+
+        Raises:
+            TaskUnavailableError: It may not be run, or not now: `TaskLockedError`, `TaskNotDueError`,
+                `TaskSucceededError`, `TaskExhaustedError`, `TaskIgnoredError`.
+            LeaseLostError: From the end of `async with`: the lease was lost, and the body cancelled.
+            OutcomeUnknownError: From the end: the store did not tell whether the outcome was recorded.
+            InvalidValueError: An argument, or at the end the result or data, cannot be taken.
+            RecordTooLargeError: At the end: recorded as failed, without the result.
+            TimeoutError: From the end: `timeout` is over.
+            StoreError: The store cannot be used.
+            TypeError: The id is no str.
+        """
+        return self._run(task_id, data=data, lease=lease, timeout=timeout, retry=retry, force=force, explicit=True)
+
+    def _run(
+        self,
+        task_id: str,
+        *,
+        data: D | None = None,
+        lease: float | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        force: bool = False,
+        explicit: bool = False,
+        known: Task | None = None,
+    ) -> Run[D, R]:
+        self._check_writable("run")
+        self._check_id(task_id)
+        ttl = self.lease if lease is None else check_seconds("lease", lease)
+        terms = Terms(self._names.new(), self.worker, ttl, self.clock.boot)
+        return Run(
+            self,
+            task_id,
+            terms,
+            _check_retry(retry) or self.retry,
+            data=None if data is None else self._plain_data(data),
+            timeout=None if timeout is None else check_seconds("timeout", timeout),
+            force=force,
+            explicit=explicit,
+            known=known,
+        )
+
+    async def call(self, task_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls an async function once for this id, and gives its result then and every other time.
+
+        Args:
+            task_id: What must happen once.
+            fn: Its result is stored as JSON, and given as its return annotation says, also the first time.
+            *args: For `fn`.
+            **kwargs: For `fn`.
+
+        Raises:
+            TaskUnavailableError: Somebody else is at it, or it is exhausted or ignored.
+            TypeError: `fn` is not async.
+            InvalidValueError: The result cannot be stored (recorded as a failure), or does not fit the annotation.
+            Exception: What `fn` raises; recorded as a failure.
+        """
+        check_async(fn, "call")
+        kind = return_type(fn)
+        run = self._run(task_id, explicit=True)
+        try:
+            async with run as task:
+                value = await fn(*args, **kwargs)
+                try:
+                    task.result = plain(value, kind, "result")
+                except ValueError as exc:
+                    raise InvalidValueError(str(exc)) from exc
+            record = run.record
+        except TaskSucceededError as exc:
+            record = exc.task
+        return _fitting(record.result, kind, f"the result of {task_id!r}")  # type: ignore[no-any-return]  # as fn's annotation
+
+    async def work(
+        self,
+        fn: Callable[[RunningTask[D, R]], Awaitable[object]],
+        *,
+        ids: Iterable[str] | AsyncIterable[str] | None = None,
+        concurrency: int = 64,
+        limit: int | None = None,
+        forever: bool = False,
+        retry: Retry | None = None,
+        stop: Any = None,
+        grace: float = 30.0,
+        on_done: Callable[[Task], object] | None = None,
+    ) -> WorkSummary:
+        """Claims, runs, records and retries tasks until every one is final, however many workers share them.
+
+        Args:
+            fn: The body. What it raises is recorded, and stops no other task.
+            ids: Which tasks, in this order, taken one by one as there is room; made where there are none. Tasks that
+                are added meanwhile are not taken. By default all tasks of the store, highest priority first.
+            concurrency: Bodies at once.
+            limit: Runs at the most.
+            forever: Waits for more tasks, until `stop`.
+            retry: Instead of the tracker's.
+            stop: An event (asyncio's or anyio's). When it is set no more tasks are claimed; bodies under way have
+                `grace` to end, then they are cancelled and released. See `stop_on_signals`.
+            grace: Seconds.
+            on_done: Called with the record of each task that became final here; may be async.
+
+        Returns:
+            What was done. Tasks held by other workers are waited for, until they are final too.
+
+        Raises:
+            TypeError: `fn` is not async.
+            StoreError: The store cannot be used (it is full, say), or could not be reached for a minute; bodies under
+                way were cancelled and released.
+            UnsupportedError: Without `ids`, on a backend without `scan`.
+        """
+        check_async(fn, "work")
+        self._check_writable("work")
+        worker = Worker(
+            self,
+            fn,
+            ids=ids,
+            concurrency=_check_count("concurrency", concurrency),
+            limit=None if limit is None else _check_count("limit", limit),
+            forever=forever,
+            retry=_check_retry(retry) or self.retry,
+            stop=stop,
+            grace=grace,
+            on_done=on_done,
+        )
+        return await worker.work()
+
+    async def wait(self, task_id: str, timeout: float | None = None) -> Task:
+        """The record, as soon as it is final; a task that is not there yet is waited for.
+
+        Args:
+            task_id: Which task.
+            timeout: Seconds.
+
+        Raises:
+            TimeoutError: It is not final yet.
+        """
+        self._check_id(task_id)
+        until = None if timeout is None else self.clock.monotonic() + timeout
+        pause = 0.02
+        while True:
+            task = await self.load(task_id)
+            if task is not None and task.status.is_final:
+                return task
+            if until is not None:
+                left = until - self.clock.monotonic()
+                if left <= 0:
+                    stands = "does not exist" if task is None else f"is {task.status}"
+                    raise TimeoutError(f"{task_id!r} {stands} after {timeout:g} s")
+                pause = min(pause, left)
+            await self.clock.sleep(pause)
+            pause = min(2.0, pause * 1.5)
+
+    # -- managing
+
+    async def add(
+        self, task_id: str, data: D | None = None, *, not_before: datetime | None = None, priority: int = 0
+    ) -> bool:
+        """Makes a pending task, unless there is one of this id.
+
+        Args:
+            task_id: 1 to 2,048 bytes of UTF-8, any character.
+            data: The input, kept with the task.
+            not_before: Nobody runs it before, an explicit `run` included.
+            priority: Higher ones are worked on first.
+
+        Returns:
+            Whether it is new.
+        """
+        self._check_writable("add")
+        rule, create_id = self._adding(task_id, data, not_before, priority)
+        task = await self.update(task_id, rule, known=None)
+        self._wake()
+        return task is not None and task.create_id == create_id
+
+    async def add_many(
+        self,
+        items: Iterable[str]
+        | Iterable[tuple[str, D]]
+        | AsyncIterable[str]
+        | AsyncIterable[tuple[str, D]],
+    ) -> int:
+        """Makes many pending tasks; those that are there already stay as they are.
+
+        Args:
+            items: Ids, or pairs of id and data; any sync or async iterable, of any length.
+
+        Returns:
+            How many are new.
+        """
+        self._check_writable("add_many")
+
+        async def add_one(item: Any) -> bool:
+            task_id, data = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+            rule, create_id = self._adding(task_id, data, None, 0)
+            task = await self.update(task_id, rule, known=None)
+            return task is not None and task.create_id == create_id
+
+        added = 0
+        try:
+            async for new in self._in_windows(items, add_one):
+                added += new
+                if added % WINDOW == 0:
+                    self._wake()
+        finally:
+            self._wake()
+        return added
+
+    def find(
+        self, *, order_by: str | None = None, limit: int | None = None, **where: Unpack[Where]
+    ) -> AsyncIterator[Task]:
+        """The tasks that match: `async for task in tracker.find(status="failed"): ...`.
+
+        Each record is as it was at some moment after the call. Nothing is held while your loop body runs.
+
+        Args:
+            order_by: `id`, `create_time`, `update_time`, `start_time`, `finish_time`, `not_before`, `priority` or
+                `attempts`; with a `-` before it descending. By default whatever order is cheapest for the store.
+            limit: How many at the most.
+            **where: See `Where`.
+
+        Raises:
+            InvalidValueError: A filter is unknown, or has a value that it cannot have.
+            UnsupportedError: The backend has no `scan`.
+        """
+        return self._find(self._query(where, order_by, limit))
+
+    async def _find(self, query: Query) -> AsyncIterator[Task]:
+        left = query.limit
+        if left == 0:
+            return
+        async for task in self.scan(query):
+            if query.matches(task):
+                yield task
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
+
+    async def count(self, **where: Unpack[Where]) -> Counter[Status]:
+        """How many tasks match, by status; a status that none has counts 0.
+
+        Raises:
+            InvalidValueError: A filter is unknown, or has a value that it cannot have.
+            UnsupportedError: The backend has no `scan`.
+        """
+        counts: Counter[Status] = Counter()
+        async for task in self._find(self._query(where)):
+            counts[task.status] += 1
+        return counts
+
+    async def reset(
+        self, *ids: str, from_step: str | None = None, force: bool = False, **where: Unpack[Where]
+    ) -> int:
+        """Makes tasks pending again, with all their attempts before them; errors of the past stay in the record.
+
+        Finished steps are kept, so that a pipeline goes on at the step that failed; those of a task that had
+        succeeded are forgotten.
+
+        Args:
+            *ids: Which tasks.
+            from_step: Forget this step, and those that were first started after it.
+            force: Also tasks that are held; their lease is taken away, and the body cancelled at its next renewal.
+            **where: ... or which tasks, see `Where`.
+
+        Returns:
+            How many were changed.
+
+        Raises:
+            InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
+        """
+        return await self._change("reset", ids, where, force, lambda aim: reset(aim, from_step=from_step))
+
+    async def ignore(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
+        """Sets tasks aside; nobody runs them until they are reset. Arguments and result as for `reset`."""
+        return await self._change("ignore", ids, where, force, ignore)
+
+    async def purge(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
+        """Removes records. Those changed within the last hour are spared unless `force`: they may still be needed to
+        recognise a write whose reply was lost. Arguments and result as for `reset`.
+
+        Raises:
+            UnsupportedError: The backend has no `delete`.
+        """
+        return await self._change("purge", ids, where, force, purge)
+
+    async def _change(
+        self, verb: str, ids: tuple[str, ...], where: Where, force: bool, rule: Callable[[Aim], Rule]
+    ) -> int:
+        self._check_writable(verb)
+        if not ids and not where:
+            raise InvalidValueError(
+                f"{verb} takes ids or filters, e.g. {verb}(status='failed'); for all tasks give every status"
+            )
+        for task_id in ids:
+            self._check_id(task_id)
+        query = self._query(where) if where else None
+
+        async def change(item: str | Task) -> bool:
+            first = await self.load(item) if isinstance(item, str) else item
+            if first is None or (query is not None and not query.matches(first)):
+                return False
+            aim = Aim(self.judge, first.fence, first.status, force, query)
+            last = await self.update(first.id, rule(aim), known=first)
+            return last is None or (last.write_id != first.write_id and last.fence == first.fence)
+
+        items: Iterable[str] | AsyncIterable[Task] = ids if ids else self.find(**where)
+        changed = 0
+        async for done in self._in_windows(items, change):
+            changed += done
+        self._wake()
+        return changed
+
+    def _wake(self) -> None:
+        for event in self._listeners:
+            event.set()
+
+    def _adding(self, task_id: str, data: Any, not_before: datetime | None, priority: int) -> tuple[Rule, str]:
+        self._check_id(task_id)
+        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
+            raise InvalidValueError(f"priority takes an int of at most 32 bits, not {priority!r}")
+        try:
+            due = None if not_before is None else aware("not_before", not_before)
+        except ValueError as exc:
+            raise InvalidValueError(str(exc)) from exc
+        create_id = self._names.new()
+        stored = None if data is None else self._plain_data(data)
+        return add(task_id, create_id=create_id, data=stored, not_before=due, priority=priority), create_id
+
+    def _plain_data(self, data: Any) -> Any:
+        try:
+            return plain(data, self.data_type, "data")
+        except ValueError as exc:
+            raise InvalidValueError(str(exc)) from exc
+
+    def _query(self, where: Where, order_by: str | None = None, limit: int | None = None) -> Query:
+        try:
+            return Query.build(where, order_by=order_by, limit=limit)
+        except ValueError as exc:
+            raise InvalidValueError(str(exc)) from exc
+
+    def _check_id(self, task_id: str) -> None:
+        try:
+            check_id(task_id)
+        except ValueError as exc:
+            raise InvalidValueError(str(exc)) from exc
+
+    def _check_writable(self, verb: str) -> None:
+        if self.read_only:
+            raise UnsupportedError(f"{verb}() writes, and this {type(self).__name__} was opened read_only", verb)
+        if self._stack is None:
+            self.keeper  # noqa: B018 - raises, and says what to do
+
+    async def _in_windows(
+        self, items: Iterable[Any] | AsyncIterable[Any], change: Callable[[Any], Awaitable[bool]]
+    ) -> AsyncIterator[bool]:
+        """Applies `change` to all items, many at once but never all, so that they share commits."""
+        waiting: deque[asyncio.Task[bool]] = deque()
+        try:
+            async for item in _each(items):
+                waiting.append(asyncio.ensure_future(change(item)))
+                if len(waiting) >= WINDOW:
+                    while len(waiting) > WINDOW // 2:
+                        yield await waiting.popleft()
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, str):
+        raise InvalidValueError(f"takes an iterable of ids, and {items!r} is one str; put it in a list")
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+class _Names:
+    """Names that no other process gives."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self.prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    def new(self) -> str:
+        if os.getpid() != self._pid:
+            self._start()
+        return f"{self.prefix}-{next(self._count):x}"
+
+
+def _check_retry(retry: Retry | None) -> Retry | None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise InvalidValueError(f"retry takes a Retry, e.g. Retry(max_attempts=5), not {retry!r}")
+    return retry
+
+
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidValueError(f"{name} takes an int of 1 or more, not {value!r}")
+    return value
+
