@@ -135,6 +135,11 @@ class Committer(Generic[I]):
             pause = min(0.05, pause + 0.001)
         return True
 
+    def forget(self) -> None:
+        """In a forked child, where the thread does not exist: nothing is committed any more."""
+        self._closing = True
+        self._ended.set()
+
     def _watch(self) -> None:
         """Gives up what has waited too long. One timer for all."""
         self._watching = False
