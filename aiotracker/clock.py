@@ -6,10 +6,19 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ._core.task import BootTime
 
-__all__ = ["BootTime", "Clock", "SystemClock", "wait_until"]
+__all__ = ["BootTime", "Clock", "Moment", "SystemClock", "wait_until"]
+
+
+class Moment(NamedTuple):
+    """One moment by all the clocks of this machine: a paused, suspended or shifted process shows on one of them."""
+
+    monotonic: float
+    boot: float  # seconds since the machine's boot
+    wall: float  # seconds since 1970
 
 
 class Clock(ABC):
@@ -31,6 +40,10 @@ class Clock(ABC):
         """Seconds since the machine's boot, sleep included, and which boot that was."""
         return BootTime("", 0.0)
 
+    def moment(self) -> Moment:
+        """All three at once."""
+        return Moment(self.monotonic(), self.boot().seconds, self.now().timestamp())
+
 
 class SystemClock(Clock):
     """The machine's clocks."""
@@ -48,6 +61,9 @@ class SystemClock(Clock):
 
         def boot(self) -> BootTime:
             return BootTime(_boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
+
+        def moment(self) -> Moment:
+            return Moment(time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
 
 @cache

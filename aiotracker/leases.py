@@ -4,14 +4,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 from ._core.task import Task
 from ._core.transitions import Changes, Renew, Rule, Terms
-from .clock import Clock, wait_until
+from .clock import Clock, Moment, wait_until
 from .errors import TrackerError
 
-__all__ = ["Held", "Keeper", "Moment"]
+__all__ = ["Held", "Keeper"]
 
 logger = logging.getLogger("aiotracker")
 
@@ -22,18 +21,6 @@ JITTER = 0.1  # of that third, so that workers that started together drift apart
 LAG_TICKS = 12  # looks at the clock in a lease, so that lag is measured to a twelfth of it
 CLOSE_TIME = 5.0  # seconds
 NAMED = 5  # tasks named in a warning
-
-
-class Moment(NamedTuple):
-    """One moment by all the clocks of this machine: a paused, suspended or shifted holder shows on one of them."""
-
-    monotonic: float
-    boot: float
-    wall: float
-
-    @classmethod
-    def read(cls, clock: Clock) -> "Moment":
-        return cls(clock.monotonic(), clock.boot().seconds, clock.now().timestamp())
 
 
 class Held:
@@ -87,7 +74,7 @@ class Held:
     @property
     def left(self) -> float:
         """Seconds until the lease ends, by the least favourable of our clocks."""
-        now, granted = Moment.read(self._clock), self._granted
+        now, granted = self._clock.moment(), self._granted
         passed = max(now.monotonic - granted.monotonic, now.boot - granted.boot, now.wall - granted.wall)
         return self.terms.ttl - passed
 
@@ -158,7 +145,7 @@ class Keeper:
             )
 
     def _look_at(self, when: float) -> None:
-        if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
+        if self._task is None or self._task.done():
             self._poke = asyncio.Event()
             self._wake_at = when
             self._task = asyncio.create_task(self._keep(), name="aiotracker lease keeper")
@@ -226,7 +213,7 @@ class Keeper:
         return wake_at
 
     def _renew(self, held: Held, left: float) -> None:
-        asked = Moment.read(self._clock)
+        asked = self._clock.moment()
         # The next try, should this one not be answered; well inside of what is left, and never spinning.
         held.renew_at = asked.monotonic + max(left / 2, held.terms.ttl / 100)
         terms = held.terms

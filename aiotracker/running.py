@@ -1,6 +1,7 @@
 """One run of one task: the claim, the body's view of it, and how it ends."""
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
@@ -17,7 +18,7 @@ from typing_extensions import ParamSpec, TypeVar
 from ._core.codec import find_problem, plain, typed
 from ._core.retry import Retry, postponed
 from ._core.task import Failure, Status, Step, Task
-from ._core.transitions import Cause, Changes, Claim, Rule, Terms, fail, outcome_of, postpone, release, save, succeed
+from ._core.transitions import Cause, Changes, Claim, Fail, Postpone, Release, Renew, Rule, Succeed, Terms, outcome_of
 from .errors import (
     InvalidValueError,
     LeaseLostError,
@@ -31,7 +32,7 @@ from .errors import (
     TaskSucceededError,
     TrackerError,
 )
-from .leases import Held, Moment
+from .leases import Held
 
 if TYPE_CHECKING:
     from .tracker import BaseTracker
@@ -285,9 +286,10 @@ class Run(Generic[D, R]):
         if self._running is not None:
             raise RuntimeError("a run is entered once; call tracker.run(...) again for another")
         tracker = self.tracker
-        body = asyncio.current_task()
-        assert body is not None
-        asked = Moment.read(tracker.clock)
+        body = asyncio.current_task(tracker.loop)
+        if body is None:
+            raise RuntimeError("a tracker is used on the event loop that opened it")
+        asked = tracker.clock.moment()
         record = await self._claim()
         if record is None or record.lease is None or record.lease.token != self.terms.token:
             raise self._refusal(record)
@@ -336,8 +338,7 @@ class Run(Generic[D, R]):
 
     async def _undo(self, future: asyncio.Future[Task | None]) -> None:
         if future.exception() is None and self._holds(future.result()):
-            undo = release(self.terms.token, Changes(), chance=0.0, counted=False)
-            await self._settle(self.tracker.update(self.task_id, undo, known=future.result()), RELEASE_TIME)
+            await self._settle(Release(self.terms.token, Changes(), counted=False), RELEASE_TIME)
 
     def _undo_later(self, future: asyncio.Future[Task | None]) -> None:
         if not future.cancelled() and future.exception() is None and self._holds(future.result()):
@@ -347,7 +348,7 @@ class Run(Generic[D, R]):
         return record is not None and record.lease is not None and record.lease.token == self.terms.token
 
     def _give_back(self) -> None:
-        undo = release(self.terms.token, Changes(), chance=0.0, counted=False)
+        undo = Release(self.terms.token, Changes(), counted=False)
         self.tracker.keeper.give_back(self.task_id, self.terms.token, undo, self.terms.ttl)
 
     def _refusal(self, record: Task | None) -> TrackerError:
@@ -376,7 +377,7 @@ class Run(Generic[D, R]):
     ) -> bool:
         held, task = self.held, self._running
         assert task is not None
-        body = asyncio.current_task()
+        body = asyncio.current_task(self.tracker.loop)
         self.tracker.keeper.leave(held)
         if isinstance(exc, GeneratorExit):
             return False  # the event loop is gone, and nothing can be awaited: the lease runs out
@@ -417,7 +418,7 @@ class Run(Generic[D, R]):
         held = self.held
         if held.unreachable:
             # Nobody could claim it meanwhile, if nobody could reach the store: that is not the task's fault.
-            undo = release(self.terms.token, Changes(), chance=0.0, counted=False, outcome="lease_lost")
+            undo = Release(self.terms.token, Changes(), counted=False, outcome="lease_lost")
             self.tracker.keeper.give_back(self.task_id, self.terms.token, undo, self.terms.ttl)
         if cancelled_outside or isinstance(exc, KeyboardInterrupt | SystemExit):
             logger.warning("the lease of %r was lost: %s", self.task_id, held.lost)
@@ -442,7 +443,7 @@ class Run(Generic[D, R]):
                     result = plain(result, self.tracker.result_type, "result")
                 except ValueError as exc:
                     raise InvalidValueError(str(exc)) from exc
-            await self._record(succeed(self.terms.token, changes, result), "succeeded")
+            await self._record(Succeed(self.terms.token, changes, result), "succeeded")
         except (InvalidValueError, RecordTooLargeError) as exc:
             await self._end_failed(task, exc)
             raise
@@ -456,7 +457,7 @@ class Run(Generic[D, R]):
         except InvalidValueError as error:
             logger.warning("the data of %r cannot be stored, and is kept as it was: %s", self.task_id, error)
         if (seconds := postponed(exc)) is not None:
-            await self._record(postpone(self.terms.token, changes, seconds), "postponed")
+            await self._record(Postpone(self.terms.token, changes, seconds), "postponed")
             return
         retry = self._retry
         cause, stopped = await self._shielded(self.describe(exc))
@@ -473,10 +474,10 @@ class Run(Generic[D, R]):
             "outcome": "timeout" if self.held.timed_out else "error",
         }
         try:
-            await self._record(fail(self.terms.token, changes, cause, **ends), "failed", "exhausted")
+            await self._record(Fail(self.terms.token, changes, cause, **ends), "failed", "exhausted")
         except RecordTooLargeError:
             short = Cause(cause.type, cause.message[:200], cause.traceback[-1000:])
-            await self._record(fail(self.terms.token, Changes(), short, **ends), "failed", "exhausted")
+            await self._record(Fail(self.terms.token, Changes(), short, **ends), "failed", "exhausted")
         if stopped:
             raise asyncio.CancelledError
 
@@ -487,9 +488,8 @@ class Run(Generic[D, R]):
         except InvalidValueError as error:
             logger.warning("the data of %r cannot be stored, and is kept as it was: %s", self.task_id, error)
         for kept in (changes, Changes()):
-            rule = release(self.terms.token, kept, chance=random.random())
-            answer = self.tracker.update(self.task_id, rule, known=self.record)
-            future, _ = await self._settle(answer, min(RELEASE_TIME, max(0.1, self.held.left)))
+            rule = Release(self.terms.token, kept, random.random())
+            future = await self._settle(rule, min(RELEASE_TIME, max(0.1, self.held.left)))
             if not future.done():
                 logger.warning("%r could not be released in time; its lease runs out", self.task_id)
                 return
@@ -506,10 +506,14 @@ class Run(Generic[D, R]):
 
     async def _record(self, rule: Rule, *outcomes: str) -> None:
         """Writes how the run ends. A cancellation that arrives meanwhile is raised after it is recorded."""
-        answer = self.tracker.update(self.task_id, rule, known=self.record)
-        future, cancelled = await self._settle(answer, None)
+        cancelled = False
         try:
-            record = future.result()
+            try:
+                record = await self.tracker.update(self.task_id, rule, known=self.held.record)
+            except asyncio.CancelledError:
+                # Whether it landed is not known. Writing it again tells: a rule changes nothing that it has changed.
+                cancelled = True
+                record = (await self._settle(rule, None)).result()
         except (StoreUnavailableError, OutcomeUnknownError) as exc:
             if cancelled:
                 logger.warning("whether the end of %r was recorded is not known: %s", self.task_id, exc)
@@ -526,35 +530,20 @@ class Run(Generic[D, R]):
         if cancelled:
             raise asyncio.CancelledError
 
-    async def _settle(
-        self, answer: Awaitable[Task | None], seconds: float | None
-    ) -> tuple[asyncio.Future[Task | None], bool]:
-        """Waits until a write is answered, whatever cancels; whether something did."""
-        future = asyncio.ensure_future(answer)
-        if future.done():
-            return future, False
-        try:
-            if seconds is None:
-                await asyncio.shield(future)
-                return future, False
-        except asyncio.CancelledError:
-            if future.cancelled():
-                return future, True
-        except Exception:
-            return future, False
-        cancelled = seconds is None
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    async def _settle(self, rule: Rule, seconds: float | None) -> "asyncio.Future[Task | None]":
+        """Writes, and waits for the answer whatever cancels, for some seconds at the most."""
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
         # Both are needed: a scope keeps anyio from cancelling again and again, the loop outlives asyncio's cancels.
         with anyio.CancelScope(shield=True):
+            future = asyncio.ensure_future(self.tracker.update(self.task_id, rule))
             while not future.done():
-                left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+                left = None if deadline is None else deadline - loop.time()
                 if left is not None and left <= 0:
                     break
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({future}, timeout=left)
-                except asyncio.CancelledError:
-                    cancelled = True
-        return future, cancelled
+        return future
 
     async def _shielded(self, work: Awaitable[Cause]) -> tuple[Cause, bool]:
         future = asyncio.ensure_future(work)
@@ -585,16 +574,16 @@ class Run(Generic[D, R]):
                 size,
                 limit,
             )
-        await self._renew_with(save(self.terms, changes))
+        await self._renew_with(Renew(self.terms, changes))
 
     async def renew(self, seconds: float | None) -> None:
         self.check()
         if seconds is not None:
             self.terms = self.held.terms = msgspec.structs.replace(self.terms, ttl=check_seconds("renew", seconds))
-        await self._renew_with(save(self.terms, self.changes))
+        await self._renew_with(Renew(self.terms, self.changes))
 
     async def _renew_with(self, rule: Rule) -> None:
-        asked, terms = Moment.read(self.tracker.clock), self.terms
+        asked, terms = self.tracker.clock.moment(), self.terms
         record = await self.tracker.update(self.task_id, rule, known=self.record)
         if not self._holds(record):
             self.held.lost = "taken away or taken over"

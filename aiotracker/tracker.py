@@ -1,10 +1,12 @@
 """The tracker: what users call, and what backends extend."""
 
 import asyncio
+import functools
 import itertools
 import os
 import secrets
 import socket
+import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -18,7 +20,7 @@ from ._core.codec import check_id, plain
 from ._core.query import Query, Where, aware
 from ._core.retry import Retry
 from ._core.task import Status, Task
-from ._core.transitions import Aim, Judge, Rule, Terms, add, ignore, purge, reset
+from ._core.transitions import Add, Aim, Ignore, Judge, Purge, Reset, Rule, Terms
 from .clock import Clock, SystemClock
 from .contract import Contract
 from .errors import InvalidValueError, StoreError, TaskSucceededError, UnsupportedError
@@ -85,6 +87,8 @@ class BaseTracker(Contract, Generic[D, R]):
         self._names = _Names()
         self.worker = worker or f"{socket.gethostname()[:60]}:{os.getpid()}:{self._names.prefix[:4]}"
         self._patience = self.lease / 3
+        self._boot = self.clock.boot
+        self.loop: asyncio.AbstractEventLoop | None = None  # the one that opened it
         self._stack: AsyncExitStack | None = None
         self._keeper: Keeper | None = None
         self._listeners: set[asyncio.Event] = set()  # to be set when there may be new work
@@ -99,6 +103,7 @@ class BaseTracker(Contract, Generic[D, R]):
         """
         if self._stack is not None:
             raise StoreError(f"this {type(self).__name__} is open already; use one `async with` a tracker")
+        self.loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.clock.boot)  # the first look reads a file
         stack = AsyncExitStack()
         try:
@@ -107,6 +112,7 @@ class BaseTracker(Contract, Generic[D, R]):
             await stack.aclose()
             raise
         self._stack = stack
+        self.judge = Judge(self._boot, self.clock_skew + self.clock_uncertainty)
         self._keeper = Keeper(self.clock, lambda task_id, rule, known: self.update(task_id, rule, known=known))
         return self
 
@@ -138,11 +144,6 @@ class BaseTracker(Contract, Generic[D, R]):
         if self._keeper is None:
             raise StoreError(f"this {type(self).__name__} is not open; use `async with`, or await open()")
         return self._keeper
-
-    @property
-    def judge(self) -> Judge:
-        """How this tracker tells whether somebody else's lease is live."""
-        return Judge(self.clock.boot, self.clock_skew + self.clock_uncertainty)
 
     def new_id(self) -> str:
         return self._names.new()
@@ -201,7 +202,7 @@ class BaseTracker(Contract, Generic[D, R]):
         self._check_writable("run")
         self._check_id(task_id)
         ttl = self.lease if lease is None else check_seconds("lease", lease)
-        terms = Terms(self._names.new(), self.worker, ttl, self.clock.boot)
+        terms = Terms(self._names.new(), self.worker, ttl, self._boot)
         return Run(
             self,
             task_id,
@@ -441,11 +442,11 @@ class BaseTracker(Contract, Generic[D, R]):
         Raises:
             InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
         """
-        return await self._change("reset", ids, where, force, lambda aim: reset(aim, from_step=from_step))
+        return await self._change("reset", ids, where, force, lambda aim: Reset(aim, from_step))
 
     async def ignore(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
         """Sets tasks aside; nobody runs them until they are reset. Arguments and result as for `reset`."""
-        return await self._change("ignore", ids, where, force, ignore)
+        return await self._change("ignore", ids, where, force, Ignore)
 
     async def purge(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
         """Removes records. Those changed within the last hour are spared unless `force`: they may still be needed to
@@ -454,7 +455,7 @@ class BaseTracker(Contract, Generic[D, R]):
         Raises:
             UnsupportedError: The backend has no `delete`.
         """
-        return await self._change("purge", ids, where, force, purge)
+        return await self._change("purge", ids, where, force, Purge)
 
     async def _change(
         self, verb: str, ids: tuple[str, ...], where: Where, force: bool, rule: Callable[[Aim], Rule]
@@ -497,7 +498,7 @@ class BaseTracker(Contract, Generic[D, R]):
             raise InvalidValueError(str(exc)) from exc
         create_id = self._names.new()
         stored = None if data is None else self._plain_data(data)
-        return add(task_id, create_id=create_id, data=stored, not_before=due, priority=priority), create_id
+        return Add(task_id, create_id, stored, due, priority), create_id
 
     def _plain_data(self, data: Any) -> Any:
         try:
@@ -557,17 +558,27 @@ class _Names:
     """Names that no other process gives."""
 
     def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._pid = os.getpid()
         self.prefix = secrets.token_hex(6)
         self._count = itertools.count(1)
+        if hasattr(os, "register_at_fork"):
+            # Not asked at each name: a system call costs as much as all the rest of a claim's rules.
+            _names.add(self)
+            _watch_forks()
 
     def new(self) -> str:
-        if os.getpid() != self._pid:
-            self._start()
         return f"{self.prefix}-{next(self._count):x}"
+
+    def start_again(self) -> None:
+        """In a forked child, which must not give its parent's names."""
+        self.prefix = secrets.token_hex(6)
+
+
+_names: "weakref.WeakSet[_Names]" = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=lambda: [names.start_again() for names in _names] and None)
 
 
 def _check_retry(retry: Retry | None) -> Retry | None:

@@ -1,8 +1,8 @@
 """The life of a task: every rule about it, written once.
 
-Each function here makes a transition: a callable from (record, now) to the new record. A transition never refuses by
-raising; it gives the very same record back, and the caller reads the verdict from that. All of them may be applied
-again to a record that they have already changed (the write landed, its reply was lost) and then change nothing.
+Each transition is a frozen value that maps (record, now) to the new record. It never refuses by raising: it gives the
+very same record back, and the caller reads the verdict from that. All of them may be applied again to a record that
+they have already changed (the write landed, its reply was lost) and then change nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,24 +17,23 @@ from .retry import later
 from .task import BootTime, End, Failure, LastOutcome, Lease, Status, Step, Task
 
 __all__ = [
+    "Add",
     "Aim",
     "Cause",
     "Changes",
     "Claim",
+    "Fail",
+    "Ignore",
     "Judge",
+    "Postpone",
+    "Purge",
+    "Release",
     "Renew",
+    "Reset",
     "Rule",
+    "Succeed",
     "Terms",
-    "add",
-    "fail",
-    "ignore",
     "outcome_of",
-    "postpone",
-    "purge",
-    "release",
-    "reset",
-    "save",
-    "succeed",
 ]
 
 ERRORS_KEPT: Final = 5
@@ -47,7 +46,7 @@ PURGE_AGE: Final = timedelta(hours=1)  # a younger record may still be needed to
 Rule = Callable[[Task | None, datetime], Task | None]
 
 
-class Judge(msgspec.Struct, frozen=True):
+class Judge(msgspec.Struct, frozen=True, gc=False):
     """How a tracker tells whether somebody else's lease is live."""
 
     boot: Callable[[], BootTime]
@@ -70,7 +69,7 @@ class Judge(msgspec.Struct, frozen=True):
         return max(0.0, (later(lease.expires_at, self.margin) - now).total_seconds())
 
 
-class Terms(msgspec.Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True, gc=False):
     """Under which name and for how long a claim is made."""
 
     token: str
@@ -91,7 +90,7 @@ class Terms(msgspec.Struct, frozen=True):
         )
 
 
-class Changes(msgspec.Struct):
+class Changes(msgspec.Struct, gc=False):
     """What a run has changed in its record since the last write."""
 
     fields: dict[str, Any] = {}  # of data, progress, note
@@ -105,16 +104,12 @@ class Changes(msgspec.Struct):
         return self.fields | {"steps": tuple((known | self.steps).values())}
 
 
-class Cause(msgspec.Struct, frozen=True):
+class Cause(msgspec.Struct, frozen=True, gc=False):
     """Why an attempt failed."""
 
     type: str
     message: str
     traceback: str = ""
-
-
-def _mine(task: Task | None, token: str) -> bool:
-    return task is not None and task.lease is not None and task.lease.token == token
 
 
 def outcome_of(task: Task | None, token: str) -> str | None:
@@ -141,28 +136,32 @@ def _first_fence(now: datetime) -> int:
     return int(now.timestamp() * 1000)
 
 
-def add(task_id: str, *, create_id: str, data: Any, not_before: datetime | None, priority: int) -> Rule:
+class Add(msgspec.Struct, frozen=True, gc=False):
     """A new pending record, unless there is one."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
+    task_id: str
+    create_id: str  # names this very write
+    data: Any = None
+    not_before: datetime | None = None
+    priority: int = 0
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
         if task is not None:
             return task
         return Task(
-            id=task_id,
+            id=self.task_id,
             status=Status.PENDING,
             fence=_first_fence(now),
-            data=data,
+            data=self.data,
             create_time=now,
             update_time=now,
-            not_before=not_before,
-            priority=priority,
-            create_id=create_id,
+            not_before=self.not_before,
+            priority=self.priority,
+            create_id=self.create_id,
         )
 
-    return transition
 
-
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """This claim holds the task, if nobody else does and it may be run.
 
     Takes over an expired lease. A claim that finds the attempts used up stores `exhausted` instead. A class, so that
@@ -179,7 +178,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     def undo(self) -> Rule:
         """As if it had not been."""
-        return release(self.terms.token, Changes(), chance=0.0, counted=False)
+        return Release(self.terms.token, Changes(), counted=False)
 
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
         terms = self.terms
@@ -224,8 +223,11 @@ class Claim(msgspec.Struct, frozen=True):
         return task.not_before is not None and now < task.not_before and not (self.explicit and task.backoff)
 
 
-class Renew(msgspec.Struct, frozen=True):
-    """The lease lasts a full term from now. A class, so that a store may serve renewals first."""
+class Renew(msgspec.Struct, frozen=True, gc=False):
+    """The run's changes are in the record, and its lease lasts a full term from now.
+
+    Every write under a lease renews it. A store may serve these first.
+    """
 
     terms: Terms
     changes: Changes
@@ -237,111 +239,102 @@ class Renew(msgspec.Struct, frozen=True):
         return replace(task, lease=lease, update_time=now, **self.changes.onto(task))
 
 
-def save(terms: Terms, changes: Changes) -> Rule:
-    """The run's changes are in the record; like every write of a holder, this renews the lease."""
-    return Renew(terms, changes).__call__
-
-
-def succeed(token: str, changes: Changes, result: Any) -> Rule:
+class Succeed(msgspec.Struct, frozen=True, gc=False):
     """The claim ends with a success."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or not _mine(task, token):
+    token: str
+    changes: Changes
+    result: Any
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != self.token:
             return task
         return replace(
             task,
             status=Status.SUCCEEDED,
-            result=result,
+            result=self.result,
             lease=None,
             ends=_ended(task, "succeeded"),
             last_outcome=None,
             releases=0,
             update_time=now,
             finish_time=now,
-            **changes.onto(task),
+            **self.changes.onto(task),
         )
 
-    return transition
 
-
-def fail(
-    token: str,
-    changes: Changes,
-    cause: Cause,
-    *,
-    max_attempts: int,
-    retryable: bool,
-    wait: float,
-    outcome: Literal["error", "timeout"] = "error",
-) -> Rule:
+class Fail(msgspec.Struct, frozen=True, gc=False):
     """The claim ends with an error: `failed`, or `exhausted` where no attempt is left or none is wanted."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or task.lease is None or task.lease.token != token:
+    token: str
+    changes: Changes
+    cause: Cause
+    max_attempts: int
+    retryable: bool  # whether this error is worth another attempt
+    wait: float  # seconds before that
+    outcome: Literal["error", "timeout"] = "error"
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != self.token:
             return task
-        again = retryable and task.attempts < max_attempts
+        again = self.retryable and task.attempts < self.max_attempts
+        waits = again and self.wait > 0
         return replace(
             task,
             status=Status.FAILED if again else Status.EXHAUSTED,
-            errors=_failed(task, now, task.lease.worker, cause),
+            errors=_failed(task, now, task.lease.worker, self.cause),
             lease=None,
             ends=_ended(task, "failed" if again else "exhausted"),
-            last_outcome=outcome,
+            last_outcome=self.outcome,
             releases=0,
             update_time=now,
             finish_time=now,
-            not_before=later(now, wait) if again and wait > 0 else None,
-            backoff=again and wait > 0,
-            **changes.onto(task),
+            not_before=later(now, self.wait) if waits else None,
+            backoff=waits,
+            **self.changes.onto(task),
         )
 
-    return transition
 
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """The claim ends without an outcome: pending again, and the attempt is given back."""
 
-def release(
-    token: str, changes: Changes, *, chance: float, counted: bool = True, outcome: LastOutcome = "cancelled"
-) -> Rule:
-    """The claim ends without an outcome: pending again, and the attempt is given back.
+    token: str
+    changes: Changes
+    chance: float = 0.0  # a random number in [0, 1), for the wait after repeated releases
+    counted: bool = True  # a body had begun; after ten such releases in a row the attempt is kept
+    outcome: LastOutcome = "cancelled"  # why
 
-    Args:
-        token: Of the claim.
-        changes: Of the run.
-        chance: A random number in [0, 1), for the wait after repeated releases.
-        counted: Whether a body had begun. Ten such releases in a row, and the attempt is kept.
-        outcome: Why.
-    """
-
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or task.lease is None or task.lease.token != token:
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != self.token:
             return task
-        releases = task.releases + counted
-        kept = releases > FREE_RELEASES
-        fields: dict[str, Any] = {}
-        if counted and releases > 1:
-            wait = chance * min(MAX_RELEASE_DELAY, RELEASE_DELAY * 2.0 ** (releases - 2))
-            fields = {"not_before": later(now, wait), "backoff": True}
+        releases = task.releases + self.counted
+        fields = self.changes.onto(task)
+        if self.counted and releases > 1:
+            wait = self.chance * min(MAX_RELEASE_DELAY, RELEASE_DELAY * 2.0 ** (releases - 2))
+            fields = fields | {"not_before": later(now, wait), "backoff": True}
         return replace(
             task,
             status=Status.PENDING,
-            attempts=task.attempts if kept else max(0, task.attempts - 1),
+            attempts=task.attempts if releases > FREE_RELEASES else max(0, task.attempts - 1),
             lease=None,
-            ends=_ended(task, "lease_lost" if outcome == "lease_lost" else "released"),
-            last_outcome=outcome,
+            ends=_ended(task, "lease_lost" if self.outcome == "lease_lost" else "released"),
+            last_outcome=self.outcome,
             releases=releases,
             update_time=now,
             finish_time=now,
             **fields,
-            **changes.onto(task),
         )
 
-    return transition
 
-
-def postpone(token: str, changes: Changes, seconds: float) -> Rule:
+class Postpone(msgspec.Struct, frozen=True, gc=False):
     """The claim ends as its body asked: pending, not to be run by anybody for some seconds, the attempt given back."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or not _mine(task, token):
+    token: str
+    changes: Changes
+    seconds: float
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.lease is None or task.lease.token != self.token:
             return task
         return replace(
             task,
@@ -353,15 +346,13 @@ def postpone(token: str, changes: Changes, seconds: float) -> Rule:
             releases=0,
             update_time=now,
             finish_time=now,
-            not_before=later(now, seconds),
+            not_before=later(now, self.seconds),
             backoff=False,
-            **changes.onto(task),
+            **self.changes.onto(task),
         )
 
-    return transition
 
-
-class Aim(msgspec.Struct, frozen=True):
+class Aim(msgspec.Struct, frozen=True, gc=False):
     """Which record a change by hand is meant for: the one that was first read, as long as it is the same."""
 
     judge: Judge
@@ -378,17 +369,20 @@ class Aim(msgspec.Struct, frozen=True):
         return self.force or not self.judge.is_live(task.lease, now)
 
 
-def reset(aim: Aim, *, from_step: str | None) -> Rule:
+class Reset(msgspec.Struct, frozen=True, gc=False):
     """Pending, with all attempts before it.
 
     Finished steps are kept, so that a pipeline goes on at the one that failed, unless the task had succeeded, or
     `from_step` names the first one to forget.
     """
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or not aim.hits(task, now):
+    aim: Aim
+    from_step: str | None = None
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or not self.aim.hits(task, now):
             return task
-        steps = _steps_before(task, from_step)
+        steps = _steps_before(task, self.from_step)
         if task.status is Status.PENDING and task.attempts == 0 and not task.backoff and steps == task.steps:
             return task
         return replace(
@@ -406,29 +400,27 @@ def reset(aim: Aim, *, from_step: str | None) -> Rule:
             progress=None,
         )
 
-    return transition
 
-
-def ignore(aim: Aim) -> Rule:
+class Ignore(msgspec.Struct, frozen=True, gc=False):
     """Set aside: not run until somebody resets it."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or task.status is Status.IGNORED or not aim.hits(task, now):
+    aim: Aim
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or task.status is Status.IGNORED or not self.aim.hits(task, now):
             return task
         return replace(_taken_away(task), status=Status.IGNORED, update_time=now, not_before=None, backoff=False)
 
-    return transition
 
-
-def purge(aim: Aim) -> Rule:
+class Purge(msgspec.Struct, frozen=True, gc=False):
     """The record is gone, if it is older than an hour or `force` is set."""
 
-    def transition(task: Task | None, now: datetime) -> Task | None:
-        if task is None or not aim.hits(task, now) or (not aim.force and now - task.update_time < PURGE_AGE):
-            return task
-        return None
+    aim: Aim
 
-    return transition
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        if task is None or not self.aim.hits(task, now):
+            return task
+        return None if self.aim.force or now - task.update_time >= PURGE_AGE else task
 
 
 def _expired(task: Task, now: datetime) -> Task:

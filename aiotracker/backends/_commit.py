@@ -60,6 +60,7 @@ class Committer(Generic[I]):
         patience: float,
         name: str,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._commit = commit
         self._orphaned = orphaned
         self._blame = blame
@@ -84,8 +85,7 @@ class Committer(Generic[I]):
         A future that is cancelled before its commit begins takes its item back. One that is cancelled later leaves
         it stored, and `orphaned` says what is to be done about it.
         """
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if self._closing:
             future.set_exception(StoreError("the tracker is closed"))
             return future
@@ -93,20 +93,19 @@ class Committer(Generic[I]):
         self._wake.put(None)
         if not self._watching:
             self._watching = True
-            loop.call_later(self._patience, self._watch)
+            self._loop.call_later(self._patience, self._watch)
         return future
 
     async def call(self, fn: Callable[[], T]) -> T:
         """Runs a function on the thread, between commits."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        future: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
             try:
                 result, error = fn(), None
             except Exception as exc:
                 result, error = None, exc
-            _on(loop, _settle, future, result, error)
+            _on(self._loop, _settle, future, result, error)
 
         self.post(run)
         return await future
@@ -156,7 +155,7 @@ class Committer(Generic[I]):
             future.set_exception(StoreUnavailableError(f"no answer within {self._patience:.3g} s: {reason}"))
         if oldest < now or self._urgent or self._normal:
             self._watching = True
-            asyncio.get_running_loop().call_later(max(0.01, oldest + self._patience - now), self._watch)
+            self._loop.call_later(max(0.01, oldest + self._patience - now), self._watch)
 
     def _deliver(self, batch: list[Waiting[I]]) -> None:
         for future, item, _ in batch:
@@ -208,12 +207,10 @@ class Committer(Generic[I]):
         if taken < len(batch):
             self._normal.extendleft(reversed(batch[taken:]))
             batch = batch[:taken]
-        loop = batch[0][0].get_loop()
-        if all(waiting[0].get_loop() is loop for waiting in batch):
-            self._hand_over(loop, batch)
-        else:
-            for loop in {waiting[0].get_loop() for waiting in batch}:
-                self._hand_over(loop, [waiting for waiting in batch if waiting[0].get_loop() is loop])
+        if not _on(self._loop, self._deliver, batch):
+            for _, item, _ in batch:
+                if item.error is None:
+                    self._orphan(item)
 
     def _attempt(self, items: list[I]) -> int:
         try:
@@ -226,12 +223,6 @@ class Committer(Generic[I]):
                 item.error = copy.copy(exc)
                 item.error.__cause__ = exc
             return len(items)
-
-    def _hand_over(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting[I]]) -> None:
-        if not _on(loop, self._deliver, batch):
-            for _, item, _ in batch:
-                if item.error is None:
-                    self._orphan(item)
 
 
 def _on(loop: asyncio.AbstractEventLoop, fn: Callable[..., None], *args: Any) -> bool:

@@ -63,24 +63,15 @@ class Entry(msgspec.Struct, gc=False):
     not_before: datetime | None
 
 
-class Wanted:
+class Wanted(msgspec.Struct, gc=False):
     """One operation that waits for a commit, and its answer."""
 
-    __slots__ = ("answer", "error", "look", "task_id", "transition", "write_id")
-
-    def __init__(
-        self,
-        task_id: str = "",
-        transition: Transition | None = None,
-        write_id: str = "",
-        look: "Callable[[Index], Any] | None" = None,
-    ) -> None:
-        self.task_id = task_id
-        self.transition = transition
-        self.write_id = write_id
-        self.look = look  # instead of a transition: what is asked of the index as it is after the commit
-        self.answer: Any = None
-        self.error: Exception | None = None
+    task_id: str = ""
+    transition: Transition | None = None
+    write_id: str = ""
+    look: Callable[["Index"], Any] | None = None  # or: what is asked of the index as it is after the commit
+    answer: Any = None
+    error: Exception | None = None
 
 
 class Batch(msgspec.Struct):
