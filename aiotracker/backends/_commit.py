@@ -179,8 +179,9 @@ class Committer(Generic[I]):
         try:
             while True:
                 self._wake.get()
-                while batch := self._take():
-                    self._do(batch)
+                while self._urgent or self._normal:
+                    if batch := self._take():
+                        self._do(batch)
                 while self._orphans:
                     orphans = [self._orphans.popleft() for _ in range(len(self._orphans))]
                     self._attempt(orphans)
@@ -194,11 +195,8 @@ class Committer(Generic[I]):
     def _take(self) -> list[Waiting[I]]:
         batch: list[Waiting[I]] = []
         for queue in (self._urgent, self._normal):
-            while queue and len(batch) < MAX_ITEMS:
-                waiting = queue.popleft()
-                if not waiting[0].done():  # else its waiter has gone
-                    batch.append(waiting)
-        return batch
+            batch += [queue.popleft() for _ in range(min(len(queue), MAX_ITEMS - len(batch)))]
+        return [waiting for waiting in batch if not waiting[0].done()]  # the others' waiters have gone
 
     def _do(self, batch: list[Waiting[I]]) -> None:
         self._in_flight = batch

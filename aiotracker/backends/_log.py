@@ -1,7 +1,7 @@
 """The log engine: what a log of records means, apart from where it is kept.
 
 A log is a sequence of commits. A commit is some lines, each a JSON object that ends with its own CRC, and a mark that
-ends the commit with the number of its lines and a CRC over all of it. The latest line of an id is its record.
+ends the commit with the number of its lines and a CRC over their CRCs. The latest line of an id is its record.
 
     {"id":"order-17","status":"in_progress",...,"crc":"0a1b2c3d"}
     {"id":"order-18","deleted":true,"crc":"..."}
@@ -39,7 +39,7 @@ R = TypeVar("R", default=Any)
 
 MAX_COMMIT_BYTES: Final = 4 * 1024 * 1024
 CHUNK: Final = 256  # records that are read before others get a turn
-_CRC_BYTES: Final = len(b',"crc":"00000000"}')
+_TAIL: Final = len(b',"crc":"00000000"}\n')
 _MARK: Final = b'{"mark":'
 _SEAL: Final = b'{"sealed":'
 
@@ -110,13 +110,14 @@ def _closed(body: bytes) -> bytes:
 
 def check_line(line: bytes) -> bool:
     """Whether a line, its newline included, ends with its own CRC."""
-    body = line[: -_CRC_BYTES - 1]
-    return line[-_CRC_BYTES - 1 :] == b',"crc":"%08x"}\n' % crc32(body)
+    return line[-_TAIL:] == b',"crc":"%08x"}\n' % crc32(line[:-_TAIL])
 
 
-def _mark(count: int, crc: int) -> bytes:
-    body = b'%b%d' % (_MARK, count)
-    return b'%b,"crc":"%08x"}\n' % (body, crc32(body, crc))
+def _mark(lines: Sequence[bytes]) -> bytes:
+    """The mark that ends a commit of these lines."""
+    body = b"%b%d" % (_MARK, len(lines))
+    # Each line's bytes are in its own CRC already.
+    return b'%b,"crc":"%08x"}\n' % (body, crc32(b"".join([line[-11:-3] for line in lines]) + body))
 
 
 def seal(name: str, offset: int) -> bytes:
@@ -141,14 +142,13 @@ def parse(data: bytes, start: int, index: "Index | None") -> Parsed:
     """
     position, commit, size = 0, 0, len(data)
     lines: list[bytes] = []
-    crc = 0
     while True:
         newline = data.find(b"\n", position) + 1
         if newline == 0:
             break
         line = data[position:newline]
         if line.startswith(_MARK):
-            if line != _mark(len(lines), crc):
+            if line != _mark(lines):
                 break
             try:
                 if index is not None:
@@ -156,7 +156,7 @@ def parse(data: bytes, start: int, index: "Index | None") -> Parsed:
                         index.apply_line(stored)
             except msgspec.DecodeError as exc:
                 return Parsed(start + commit, Damage(start + commit, f"a record that cannot be read: {exc}"))
-            lines, crc, position, commit = [], 0, newline, newline
+            lines, position, commit = [], newline, newline
             continue
         if not check_line(line):
             break
@@ -166,39 +166,58 @@ def parse(data: bytes, start: int, index: "Index | None") -> Parsed:
             sealed = _decode_any(line)
             return Parsed(start + newline, sealed=(sealed["sealed"], sealed["offset"]))
         lines.append(line)
-        crc = crc32(line, crc)
         position = newline
     parsed = Parsed(start + commit)
-    if commit < size and (later := _later_commit(data, commit)) is not None:
+    if commit < size and (later := next_commit(data, commit)) < size:
         parsed.damage = Damage(
-            start + position, f"the line at byte {start + position} is damaged, and commits after it, up to byte "
-            f"{start + later}, are whole"
+            start + position,
+            f"the line at byte {start + position} is damaged, and what follows from byte {start + later} on is whole",
         )
     return parsed
 
 
-def _later_commit(data: bytes, start: int) -> int | None:
-    """Where a whole commit ends that lies behind the damage; a torn write leaves none."""
+def next_commit(data: bytes, start: int) -> int:
+    """Where the first whole commit begins behind a damaged place; the end of the data where there is none.
+
+    A write that was torn by a crash leaves none: each commit is synced before the next begins.
+    """
     position = data.find(b"\n" + _MARK, start)
     while position != -1:
         begin, end = position + 1, data.find(b"\n", position + 1) + 1
         if end == 0:
-            return None
-        line = data[begin:end]
-        count = line[len(_MARK) : line.find(b",")]
-        if count.isdigit() and _is_commit(data, start, begin, int(count), line):
-            return end
+            break
+        found = _begin_of_commit(data, start, begin, data[begin:end])
+        if found is not None:
+            return found
         position = data.find(b"\n" + _MARK, end - 1)
-    return None
+    return len(data)
 
 
-def _is_commit(data: bytes, start: int, begin: int, count: int, line: bytes) -> bool:
+def _begin_of_commit(data: bytes, start: int, begin: int, line: bytes) -> int | None:
+    """Where the commit begins whose mark is this line; `None` if it is not whole, or reaches back to `start`."""
+    count = line[len(_MARK) : line.find(b",")]
+    if not count.isdigit():
+        return None
     first = begin
-    for _ in range(count):
+    for _ in range(int(count)):
         first = data.rfind(b"\n", start, first - 1) + 1
         if first <= start:
-            return False  # it reaches back into what is damaged
-    return line == _mark(count, crc32(data[first:begin]))
+            return None
+    lines = [line + b"\n" for line in data[first:begin].split(b"\n")[:-1]]
+    if not lines or line != _mark(lines) or not all(map(check_line, lines[1:])):
+        return None
+    # Where the damage took the newline before it, the first line hangs on what was there.
+    place = 0
+    while not check_line(lines[0][place:]):
+        place = lines[0].find(b'{"id":', place + 1)
+        if place == -1:
+            return None
+    return first + place
+
+
+def is_record(line: bytes) -> bool:
+    """Whether a whole line is one of a task, neither a mark nor a seal."""
+    return not line.startswith((_MARK, _SEAL))
 
 
 class Index:
@@ -241,29 +260,35 @@ class Index:
 
     def _put(self, task_id: str, entry: Entry) -> None:
         old = self.entries.get(task_id)
-        self.live_bytes += len(entry.line)
-        if old is not None:
-            self.live_bytes -= len(old.line)
-            if old.status is not entry.status:
-                del self.by_status[old.status][task_id]
-                self.by_status[entry.status][task_id] = None
-            if old.status in _WAITING:
-                self._ready.get(old.priority, {}).pop(task_id, None)
-        else:
-            self.by_status[entry.status][task_id] = None
         self.entries[task_id] = entry
-        if entry.status in _WAITING:
+        self.live_bytes += len(entry.line)
+        status = entry.status
+        if old is None:
+            self.by_status[status][task_id] = None
+        else:
+            self.live_bytes -= len(old.line)
+            if old.status is not status:
+                del self.by_status[old.status][task_id]
+                self.by_status[status][task_id] = None
+            if old.status in _WAITING:
+                self._unready(task_id, old.priority)
+        if status in _WAITING:
             if entry.not_before is None:
                 self._ready.setdefault(entry.priority, {})[task_id] = None
             else:
                 heapq.heappush(self._scheduled, (entry.not_before, task_id))
+
+    def _unready(self, task_id: str, priority: int) -> None:
+        ready = self._ready.get(priority)
+        if ready is not None:
+            ready.pop(task_id, None)
 
     def _forget(self, task_id: str) -> None:
         old = self.entries.pop(task_id, None)
         if old is not None:
             self.live_bytes -= len(old.line)
             del self.by_status[old.status][task_id]
-            self._ready.get(old.priority, {}).pop(task_id, None)
+            self._unready(task_id, old.priority)
 
     # -- deciding
 
@@ -275,7 +300,7 @@ class Index:
         lines: list[bytes] = []
         changes: dict[str, tuple[Task, bytes] | None] = {}
         entries = self.entries
-        crc = size = taken = 0
+        size = taken = 0
         for want in wanted:
             if size > MAX_COMMIT_BYTES:
                 break
@@ -305,10 +330,9 @@ class Index:
                 want.error = exc
                 continue
             lines.append(line)
-            crc = crc32(line, crc)
             size += len(line)
         if lines:
-            lines.append(_mark(len(lines), crc))
+            lines.append(_mark(lines))
         return Batch(b"".join(lines), changes, taken)
 
     def _line(self, task: Task, write_id: str, limit: int) -> bytes:
@@ -388,7 +412,7 @@ class Index:
         return list(self.entries.values())
 
 
-_WAITING: Final = frozenset({Status.PENDING, Status.FAILED})
+_WAITING: Final = (Status.PENDING, Status.FAILED)
 
 
 def commits(entries: Iterable[Entry], lines_each: int) -> Iterator[bytes]:
@@ -404,8 +428,7 @@ def commits(entries: Iterable[Entry], lines_each: int) -> Iterator[bytes]:
 
 
 def _commit(lines: list[bytes]) -> bytes:
-    data = b"".join(lines)
-    return data + _mark(len(lines), crc32(data))
+    return b"".join([*lines, _mark(lines)])
 
 
 class LogTracker(BaseTracker[D, R]):
@@ -415,9 +438,7 @@ class LogTracker(BaseTracker[D, R]):
     def submit(self, want: Wanted) -> "asyncio.Future[Any]":
         """Commits one operation together with others that wait, and answers."""
 
-    def update(
-        self, task_id: str, transition: Transition, *, known: object = UNKNOWN
-    ) -> "asyncio.Future[Task | None]":
+    def update(self, task_id: str, transition: Transition, *, known: object = UNKNOWN) -> "asyncio.Future[Task | None]":
         return self.submit(Wanted(task_id, transition, self.new_id()))
 
     async def load(self, task_id: str) -> Task | None:

@@ -388,7 +388,10 @@ class Files:
             if parsed.sealed is not None:
                 if self._fsync:
                     sync_data(self._fd)  # who goes on in the next log relies on the seal of this one
-                self._open_log(_number_of(parsed.sealed[0]), parsed.sealed[1])
+                try:
+                    self._open_log(_number_of(parsed.sealed[0]), parsed.sealed[1])
+                except FileNotFoundError:
+                    self._reload()  # two compactions since our last look
                 seen = True
                 continue
             if parsed.end > self._offset:
@@ -431,10 +434,11 @@ class Files:
         """Begins to write a new log, on a thread of its own."""
         if self._broken is not None:
             raise self._broken
-        if self._compaction is None:
-            self._compaction = Compaction(self)
-            self._compaction.start()
-        return self._compaction.outcome
+        compaction = self._compaction
+        if compaction is None:
+            compaction = self._compaction = Compaction(self)
+            compaction.start()
+        return compaction.outcome
 
     def switch(self, compaction: "Compaction") -> bool:
         """Everybody goes on in the new log. Whoever follows the old one comes to its end, and finds the seal there."""
@@ -646,4 +650,3 @@ def _after_fork() -> None:
         committer.forget()
         files.forget()
     _inherited.clear()
-

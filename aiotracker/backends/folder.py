@@ -48,7 +48,7 @@ from ..errors import (
 from ..tracker import BaseTracker
 from ._filesystem import check_local, explain, sync_data, sync_folder
 
-__all__ = ["FolderTracker"]
+__all__ = ["FolderTracker", "read_record"]
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
@@ -57,7 +57,7 @@ T = TypeVar("T")
 MARKER: Final = ".aiotracker.json"
 LOCKS: Final = ".locks"
 SHARDS: Final = 256  # lock files, so that a million tasks do not need a million of them
-THREADS: Final = 16
+THREADS: Final = 8  # syncs at once; more of them only get in each other's way
 POLL: Final = 0.001  # seconds between two looks at a lock that another process holds; it is free for about as long
 SETTLED: Final = 60.0  # seconds after which any system has written a changed folder to the disk by itself
 CHUNK: Final = 100  # records that a scan reads at once
@@ -132,11 +132,11 @@ class FolderTracker(BaseTracker[D, R]):
                 len(raw),
                 self.max_record_bytes,
             )
-        await self._write("dump", task, raw)
+        await self._store("dump", task, raw)
         return new.replace(version=new.write_id)
 
     async def delete(self, task: Task) -> None:
-        await self._write("delete", task, None)
+        await self._store("delete", task, None)
 
     async def scan(self, query: Query) -> AsyncIterator[Task]:
         async for task in in_order(query, self._scan(query)):
@@ -153,22 +153,17 @@ class FolderTracker(BaseTracker[D, R]):
             for task in await self._in_thread(self._read_some, names[first : first + CHUNK]):
                 yield task
 
-    async def _write(self, verb: str, task: Task, raw: bytes | None) -> None:
+    async def _store(self, verb: str, task: Task, raw: bytes | None) -> None:
         self._check_writable(verb)
         self._check_id(task.id)
         shard = crc32(task.id.encode()) % SHARDS
         until = time.monotonic() + self._patience
-        turn = self._turns[shard]
-        # Taking turns in this process is fair, and lets no more than one thread a lock file wait for other processes.
         try:
-            async with asyncio.timeout(self._patience):
-                await turn.acquire()
+            # Turns in this process are fair, and let at most one thread a lock file wait for other processes.
+            async with asyncio.timeout(self._patience), self._turns[shard]:
+                await self._in_thread(self._replace, task, raw, shard, until)
         except TimeoutError as exc:
             raise self._no_turn(shard) from exc
-        try:
-            await self._in_thread(self._replace, task, raw, shard, until)
-        finally:
-            turn.release()
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Runs one of the functions below in a thread, to its end, even if the caller is cancelled.
@@ -233,7 +228,7 @@ class FolderTracker(BaseTracker[D, R]):
 
     def _load(self, task_id: str) -> Task | None:
         path = self._path / _file_name(task_id)
-        task = _read(path)
+        task = read_record(path)
         if task is None:
             self._check_there()
         elif not _is_settled(path):
@@ -242,7 +237,7 @@ class FolderTracker(BaseTracker[D, R]):
         return task
 
     def _read_some(self, names: list[str]) -> list[Task]:
-        return [task for name in names if (task := _read(self._path / name)) is not None]
+        return [task for name in names if (task := read_record(self._path / name)) is not None]
 
     def _replace(self, task: Task, raw: bytes | None, shard: int, until: float) -> None:
         """The guarded write."""
@@ -250,7 +245,7 @@ class FolderTracker(BaseTracker[D, R]):
         self._check_there()  # filelock would make a folder that was removed
         with self._locked(shard, until):
             self._check_there()
-            stored = _read(path)
+            stored = read_record(path)
             if (None if stored is None else stored.version) != task.version and not (stored is None and raw is None):
                 raise ConflictError(f"another version of {task.id!r} is stored", stored, known=True)
             self._put(path, raw, shard)
@@ -290,8 +285,8 @@ class FolderTracker(BaseTracker[D, R]):
     def _no_turn(self, shard: int) -> StoreUnavailableError:
         lock = self._path / LOCKS / f"{shard:02x}.lock"
         return StoreUnavailableError(
-            f"nothing could be written for {self._patience:.3g} s: somebody holds {lock} (see: fuser {lock}), or the "
-            "disk does not answer"
+            f"a write was not done within {self._patience:.3g} s: somebody holds {lock} (fuser {lock} says who), or "
+            "the disk does not answer"
         )
 
 
@@ -308,7 +303,7 @@ def _file_name(task_id: str) -> str:
     return name + ".json"
 
 
-def _read(path: Path) -> Task | None:
+def read_record(path: Path) -> Task | None:
     """The record in a file; `None` where there is no file.
 
     Raises:
@@ -376,10 +371,15 @@ def _from_abstract_tracker(raw: bytes) -> Task:
     if old.status not in _OLD_STATUS:
         raise ValueError(f"{old.status} is no status of abstract_tracker")
     status, updated = _OLD_STATUS[old.status], _utc(old.update_time)
-    lease = start = None
+    lease = start = not_before = None
     if old.lock is not None and not status.is_final:
         start, end = _utc(old.lock_time), _utc(old.lock_expire_time)
-        lease = Lease(old.lock, _OLD_WORKER, start, end, (end - start).total_seconds())
+        if status is Status.IN_PROGRESS:
+            lease = Lease(old.lock, _OLD_WORKER, start, end, (end - start).total_seconds())
+        else:
+            not_before = end  # locked by hand, without a start
+    elif status is Status.IN_PROGRESS:
+        status = Status.PENDING  # unlocked by hand: anybody may start it
     return Task(
         id=str(old.id),
         status=status,
@@ -391,6 +391,7 @@ def _from_abstract_tracker(raw: bytes) -> Task:
         update_time=updated,
         start_time=start,
         finish_time=updated if status is Status.FAILED or status.is_final else None,
+        not_before=not_before,
         lease=lease,
     )
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, Self
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from ..errors import StoreError
 from ._log import Index, LogTracker, Wanted
