@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -19,6 +20,8 @@ __all__ = ["UNKNOWN", "Claimable", "Contract", "Transition", "in_order"]
 Transition = Callable[[Task | None, datetime], Task | None]
 """A pure rule: the record (`None`: none is stored) and the store's time to the new record (`None`: delete it).
 Gives the very same object back to write nothing. May run again, and on another thread."""
+
+MAX_RACES: Final = 50  # that an update loses before it looks at the time
 
 
 class _Unknown:
@@ -77,7 +80,7 @@ class Contract(ABC):
         return self.clock.now()
 
     def update(
-        self, task_id: str, transition: Transition, *, known: Task | None | _Unknown = UNKNOWN
+        self, task_id: str, transition: Transition, *, known: Task | _Unknown | None = UNKNOWN
     ) -> Awaitable[Task | None]:
         """The one read-modify-write: the record is what the transition makes of it, however many others write.
 
@@ -96,47 +99,51 @@ class Contract(ABC):
         """
         return self._update(task_id, transition, known)
 
-    async def _update(self, task_id: str, transition: Transition, known: Task | None | _Unknown) -> Task | None:
+    async def _update(self, task_id: str, transition: Transition, known: Task | _Unknown | None) -> Task | None:
         patience = _Patience(self.clock, self._patience)
+        is_guess = not isinstance(known, _Unknown)
+        current = await self._load_patiently(task_id, patience) if isinstance(known, _Unknown) else known
         while True:
-            guess = not isinstance(known, _Unknown)
-            current = await self._load_patiently(task_id, patience) if isinstance(known, _Unknown) else known
             new = transition(current, self.now())
             if new is current:
-                if not guess:
+                if not is_guess:
                     return current
-                known = UNKNOWN
+                current, is_guess = await self._load_patiently(task_id, patience), False
                 continue
-            if new is None:
-                assert current is not None
-                write = self.delete(current)
-            else:
-                new = new.replace(write_id=self.new_id(), version=current.version if current is not None else None)
-                write = self.dump(new)
+            if new is not None:
+                new = new.replace(write_id=self.new_id(), version=None if current is None else current.version)
             unknown: StoreUnavailableError | None = None
             while True:
                 try:
-                    return await write
+                    return await self._write(current, new)
                 except ConflictError as exc:
-                    stored: Task | None | _Unknown = exc.current if exc.known else UNKNOWN
-                    if unknown is not None:
-                        # Our first try may have landed: only this refusal makes the next read conclusive.
-                        if isinstance(stored, _Unknown):
-                            stored = await self._load_after(task_id, patience, unknown)
-                        if new is None and stored is None:
-                            return None
-                        if new is not None and stored is not None and stored.write_id == new.write_id:
-                            return stored
-                    known = stored
+                    # After an unknown outcome this may be our own write; only now is what is read conclusive.
+                    try:
+                        if not exc.known or patience.is_contended:
+                            await patience.yield_to_others(task_id)
+                            current = await self._load_patiently(task_id, patience)
+                        else:
+                            current = exc.current
+                            patience.lost_race()
+                    except StoreUnavailableError as error:
+                        if unknown is None:
+                            raise
+                        raise _unknown(task_id, unknown) from error
+                    if unknown is not None and _is_stored(new, current):
+                        return current
+                    is_guess = False
                     break
                 except StoreUnavailableError as exc:
                     unknown = exc
                     if not await patience.wait():
-                        raise OutcomeUnknownError(
-                            f"the store did not tell whether a write to {task_id!r} landed: {exc}", task_id
-                        ) from exc
-                    write = self.delete(current) if new is None and current is not None else self.dump(_some(new))
-            await patience.yield_to_others()
+                        raise _unknown(task_id, exc) from exc
+
+    async def _write(self, current: Task | None, new: Task | None) -> Task | None:
+        if new is not None:
+            return await self.dump(new)
+        if current is not None:
+            await self.delete(current)
+        return None
 
     async def _load_patiently(self, task_id: str, patience: "_Patience") -> Task | None:
         while True:
@@ -145,14 +152,6 @@ class Contract(ABC):
             except StoreUnavailableError:
                 if not await patience.wait():
                     raise
-
-    async def _load_after(self, task_id: str, patience: "_Patience", unknown: StoreUnavailableError) -> Task | None:
-        try:
-            return await self._load_patiently(task_id, patience)
-        except StoreUnavailableError as exc:
-            raise OutcomeUnknownError(
-                f"the store did not tell whether a write to {task_id!r} landed: {unknown}", task_id
-            ) from exc
 
     @abstractmethod
     def new_id(self) -> str:
@@ -220,24 +219,50 @@ class _Patience:
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
         self._deadline = clock.monotonic() + seconds
+        # A clock that stands still, as in tests, must not make it wait for ever.
+        self._real_deadline = time.monotonic() + seconds
         self._conflicts = 0
         self._failures = 0
+
+    @property
+    def _is_over(self) -> bool:
+        return self._clock.monotonic() >= self._deadline or time.monotonic() >= self._real_deadline
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether the race was lost before: others are fast."""
+        return self._conflicts > 0
 
     async def wait(self) -> bool:
         """After no answer; `False` where the time is over."""
         self._failures += 1
-        await asyncio.sleep(random.uniform(0, min(1.0, 0.02 * 2**self._failures)))
-        return self._clock.monotonic() < self._deadline
+        await asyncio.sleep(random.uniform(0, min(1.0, 0.02 * 2 ** min(self._failures, 8))))
+        return not self._is_over
 
-    async def yield_to_others(self) -> None:
-        """After a lost race."""
+    def lost_race(self) -> None:
+        """Counts a lost race."""
         self._conflicts += 1
+
+    async def yield_to_others(self, task_id: str) -> None:
+        """After a lost race.
+
+        Raises:
+            StoreUnavailableError: It was lost too often.
+        """
+        self._conflicts += 1
+        if self._conflicts > MAX_RACES and self._is_over:
+            raise StoreUnavailableError(f"{task_id!r} is changed all the time: {self._conflicts} races were lost")
         await asyncio.sleep(random.uniform(0, min(0.2, 0.001 * 2 ** min(self._conflicts, 8))))
 
 
-def _some(task: Task | None) -> Task:
-    assert task is not None
-    return task
+def _is_stored(new: Task | None, stored: Task | None) -> bool:
+    if new is None or stored is None:
+        return new is stored
+    return new.write_id == stored.write_id
+
+
+def _unknown(task_id: str, exc: Exception) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"the store did not tell whether a write to {task_id!r} landed: {exc}", task_id)
 
 
 def _unsupported(backend: Any, method: str) -> UnsupportedError:

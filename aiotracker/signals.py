@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 __all__ = ["stop_on_signals"]
 
@@ -23,23 +24,25 @@ async def stop_on_signals(*signals: signal.Signals) -> AsyncIterator[asyncio.Eve
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    wanted = signals or (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in wanted}
+    before: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
+        while before:
+            number, handler = before.popitem()
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            # None: it was not set by Python, which cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def caught(number: signal.Signals) -> None:
         logger.warning("%s: finishing what is under way; once more to stop at once", number.name)
         restore()
         stop.set()
 
-    for number in wanted:
-        loop.add_signal_handler(number, caught, number)
     try:
+        for number in signals or (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            loop.add_signal_handler(number, caught, number)
+            before[number] = handler
         yield stop
     finally:
-        if not stop.is_set():
-            restore()
+        restore()

@@ -12,11 +12,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
-from typing_extensions import ParamSpec, Self, TypeVar, Unpack
+import anyio
+import msgspec
+from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from ._core.codec import check_id, plain
+from ._core.codec import check_id
 from ._core.query import Query, Where, aware
 from ._core.retry import Retry
 from ._core.task import Status, Task
@@ -25,8 +27,8 @@ from .clock import Clock, SystemClock
 from .contract import Contract
 from .errors import InvalidValueError, StoreError, TaskSucceededError, UnsupportedError
 from .leases import Keeper
-from .running import Run, RunningTask, _fitting, check_async, check_seconds, return_type
-from .work import WorkSummary, Worker
+from .running import Run, RunningTask, _fitting, _plain, check_async, check_room, check_seconds, return_type
+from .work import Worker, WorkSummary
 
 __all__ = ["BaseTracker"]
 
@@ -90,6 +92,7 @@ class BaseTracker(Contract, Generic[D, R]):
         self._boot = self.clock.boot
         self.loop: asyncio.AbstractEventLoop | None = None  # the one that opened it
         self._stack: AsyncExitStack | None = None
+        self._is_closing = False
         self._keeper: Keeper | None = None
         self._listeners: set[asyncio.Event] = set()  # to be set when there may be new work
 
@@ -109,7 +112,8 @@ class BaseTracker(Contract, Generic[D, R]):
         try:
             await self.connect(stack)
         except BaseException:
-            await stack.aclose()
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
             raise
         self._stack = stack
         self.judge = Judge(self._boot, self.clock_skew + self.clock_uncertainty)
@@ -119,12 +123,17 @@ class BaseTracker(Contract, Generic[D, R]):
     async def aclose(self) -> None:
         """Closes what `open` opened. Runs must have ended before; a lease that is still held then runs out."""
         stack, keeper = self._stack, self._keeper
-        if stack is None or keeper is None:
+        if stack is None or keeper is None or self._is_closing:
             return
-        self._stack = None
-        await keeper.aclose()
-        self._keeper = None
-        await stack.aclose()
+        self._is_closing = True
+        # What is closed here bounds itself, and is closed whatever cancels.
+        with anyio.CancelScope(shield=True):
+            try:
+                await keeper.aclose()
+            finally:
+                self._stack = self._keeper = None
+                self._is_closing = False
+                await stack.aclose()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -208,7 +217,7 @@ class BaseTracker(Contract, Generic[D, R]):
             task_id,
             terms,
             _check_retry(retry) or self.retry,
-            data=None if data is None else self._plain_data(data),
+            data=None if data is None else self._plain_data(task_id, data),
             timeout=None if timeout is None else check_seconds("timeout", timeout),
             force=force,
             explicit=explicit,
@@ -231,19 +240,21 @@ class BaseTracker(Contract, Generic[D, R]):
             Exception: What `fn` raises; recorded as a failure.
         """
         check_async(fn, "call")
-        kind = return_type(fn)
+        kind = return_type(fn, *args)
         run = self._run(task_id, explicit=True)
+        if kind is not Any:
+            run.result_type = kind
+        is_entered = False
         try:
             async with run as task:
-                value = await fn(*args, **kwargs)
-                try:
-                    task.result = plain(value, kind, "result")
-                except ValueError as exc:
-                    raise InvalidValueError(str(exc)) from exc
+                is_entered = True
+                task.result = await fn(*args, **kwargs)  # type: ignore[assignment]  # of fn's type, instead of R
             record = run.record
         except TaskSucceededError as exc:
+            if is_entered:
+                raise  # of another task, which fn asked for
             record = exc.task
-        return _fitting(record.result, kind, f"the result of {task_id!r}")  # type: ignore[no-any-return]  # as fn's annotation
+        return _fitting(record.result, run.result_type, f"the result of {task_id!r}")  # type: ignore[no-any-return]  # as fn's annotation
 
     async def work(
         self,
@@ -348,10 +359,7 @@ class BaseTracker(Contract, Generic[D, R]):
 
     async def add_many(
         self,
-        items: Iterable[str]
-        | Iterable[tuple[str, D]]
-        | AsyncIterable[str]
-        | AsyncIterable[tuple[str, D]],
+        items: Iterable[str] | Iterable[tuple[str, D]] | AsyncIterable[str] | AsyncIterable[tuple[str, D]],
     ) -> int:
         """Makes many pending tasks; those that are there already stay as they are.
 
@@ -422,9 +430,7 @@ class BaseTracker(Contract, Generic[D, R]):
             counts[task.status] += 1
         return counts
 
-    async def reset(
-        self, *ids: str, from_step: str | None = None, force: bool = False, **where: Unpack[Where]
-    ) -> int:
+    async def reset(self, *ids: str, from_step: str | None = None, force: bool = False, **where: Unpack[Where]) -> int:
         """Makes tasks pending again, with all their attempts before them; errors of the past stay in the record.
 
         Finished steps are kept, so that a pipeline goes on at the step that failed; those of a task that had
@@ -473,11 +479,11 @@ class BaseTracker(Contract, Generic[D, R]):
             first = await self.load(item) if isinstance(item, str) else item
             if first is None or (query is not None and not query.matches(first)):
                 return False
-            aim = Aim(self.judge, first.fence, first.status, force, query)
-            last = await self.update(first.id, rule(aim), known=first)
-            return last is None or (last.write_id != first.write_id and last.fence == first.fence)
+            change = _Witness(rule(Aim(self.judge, first.fence, first.status, force, query)))
+            await self.update(first.id, change, known=first)
+            return change.is_made
 
-        items: Iterable[str] | AsyncIterable[Task] = ids if ids else self.find(**where)
+        items: Iterable[str] | AsyncIterable[Task] = ids if ids else self._find(self._query(where))
         changed = 0
         async for done in self._in_windows(items, change):
             changed += done
@@ -497,14 +503,14 @@ class BaseTracker(Contract, Generic[D, R]):
         except ValueError as exc:
             raise InvalidValueError(str(exc)) from exc
         create_id = self._names.new()
-        stored = None if data is None else self._plain_data(data)
+        stored = None if data is None else self._plain_data(task_id, data)
         return Add(task_id, create_id, stored, due, priority), create_id
 
-    def _plain_data(self, data: Any) -> Any:
-        try:
-            return plain(data, self.data_type, "data")
-        except ValueError as exc:
-            raise InvalidValueError(str(exc)) from exc
+    def _plain_data(self, task_id: str, data: Any) -> Any:
+        stored = _plain(data, self.data_type, "data")
+        # What is added must leave room for how its runs end.
+        check_room(task_id, len(task_id) + len(msgspec.json.encode(stored)), self.max_record_bytes)
+        return stored
 
     def _query(self, where: Where, order_by: str | None = None, limit: int | None = None) -> Query:
         try:
@@ -521,8 +527,8 @@ class BaseTracker(Contract, Generic[D, R]):
     def _check_writable(self, verb: str) -> None:
         if self.read_only:
             raise UnsupportedError(f"{verb}() writes, and this {type(self).__name__} was opened read_only", verb)
-        if self._stack is None:
-            self.keeper  # noqa: B018 - raises, and says what to do
+        if self._stack is None or self._is_closing:
+            raise StoreError(f"this {type(self).__name__} is not open; use `async with`, or await open()")
 
     async def _in_windows(
         self, items: Iterable[Any] | AsyncIterable[Any], change: Callable[[Any], Awaitable[bool]]
@@ -554,6 +560,19 @@ async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]
             yield item
 
 
+class _Witness:
+    """A rule that says whether it changed something when it was last applied."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.is_made = False
+
+    def __call__(self, task: Task | None, now: datetime) -> Task | None:
+        new = self._rule(task, now)
+        self.is_made = new is not task
+        return new
+
+
 class _Names:
     """Names that no other process gives."""
 
@@ -578,7 +597,12 @@ _names: "weakref.WeakSet[_Names]" = weakref.WeakSet()
 
 @functools.cache
 def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=lambda: [names.start_again() for names in _names] and None)
+    os.register_at_fork(after_in_child=_start_again)
+
+
+def _start_again() -> None:
+    for names in _names:
+        names.start_again()
 
 
 def _check_retry(retry: Retry | None) -> Retry | None:
@@ -591,4 +615,3 @@ def _check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidValueError(f"{name} takes an int of 1 or more, not {value!r}")
     return value
-

@@ -5,19 +5,23 @@ import heapq
 import inspect
 import itertools
 import logging
+import operator
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import anyio
 import msgspec
 
 from ._core.retry import Retry
 from ._core.task import Status, Task
+from ._core.transitions import outcome_of
 from .clock import wait_until
 from .errors import (
     InvalidValueError,
     LeaseLostError,
     OutcomeUnknownError,
+    RecordTooLargeError,
     StoreUnavailableError,
     TaskUnavailableError,
 )
@@ -54,7 +58,7 @@ class WorkSummary(msgspec.Struct):
         released: Runs that were cancelled when the work was stopped.
         retried: Runs that failed, or lost their lease, with attempts left.
         seconds: How long it took.
-        unmet: Of the skipped ones, those that had not succeeded.
+        unmet: Skipped ids that had not succeeded, and tasks that were not final yet after their last run here.
         stopped: It ended because of `stop`, before all was done.
     """
 
@@ -117,12 +121,13 @@ class Worker:
         self._on_done = on_done
         self._changed = asyncio.Event()
         self._active: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._undone: set[str] = set()  # were run here, and are not final yet
         self._failing_since: float | None = None
-        self._pause = MIN_POLL
+        self._failures = 0  # since that
+        self._pauses: dict[str, float] = {}  # by id: before the next look at what another worker holds
         self._summary = WorkSummary()
-        self._began = tracker.now()
-        self._source: _Named | _Claimable = _Claimable(self, forever) if ids is None else _Named(self, ids)
+        self._forever = forever
+        self._source: _Named | _Claimable = _Claimable(self) if ids is None else _Named(self, ids)
 
     async def work(self) -> WorkSummary:
         """Does it all."""
@@ -131,17 +136,20 @@ class Worker:
         self._tracker._listeners.add(self._changed)
         count = self._concurrency if self._left is None else min(self._concurrency, self._left)
         workers = {asyncio.create_task(self._pull()) for _ in range(count)}
-        stopping = None if self._stop is None else asyncio.ensure_future(self._stop.wait())
+        helpers: set[asyncio.Future[Any]] = self._source.start()
+        if self._stop is not None:
+            helpers.add(stopping := asyncio.ensure_future(self._stop.wait()))
         try:
-            await self._until_done(workers, stopping)
+            await self._until_done(workers, None if self._stop is None else stopping)
         finally:
             self._tracker._listeners.discard(self._changed)
-            if stopping is not None:
-                stopping.cancel()
-            await _cancel_all(workers)
+            await _cancel_all(workers, helpers)
         for worker in workers:
             if not worker.cancelled() and (exc := worker.exception()) is not None:
                 raise exc
+        if not self._forever:
+            summary.unmet += len(self._undone)
+            summary.stopped = self.is_stopping and not (self._source.is_drained and not self._undone)
         summary.seconds = clock.monotonic() - began
         return summary
 
@@ -164,24 +172,25 @@ class Worker:
         await asyncio.wait({over, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if over.done():
             return
-        self._stopping = True
-        self._summary.stopped = not self._source.is_drained()
-        self._changed.set()
         for worker in workers - self._active:
             worker.cancel()  # waits for work, and holds nothing
-        await asyncio.wait({over}, timeout=self._grace)
+        grace = asyncio.ensure_future(self._tracker.clock.sleep(self._grace))
+        try:
+            await asyncio.wait({over, grace}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            grace.cancel()
 
     async def _pull(self) -> None:
         me = asyncio.current_task()
         assert me is not None
         for turn in itertools.count():
-            if self._stopping or self._left == 0:
+            if self._left == 0:
                 return
             if self._left is not None:
                 self._left -= 1
             if turn % YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # a store in memory never waits, and other tasks want their turn
-            picked = await self._source.next()
+            picked = None if self.is_stopping else await self._source.next()
             if picked is None:
                 return
             self._active.add(me)
@@ -209,35 +218,42 @@ class Worker:
                     raised = exc
                     raise
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                self._summary.released += entered
+            me = asyncio.current_task()
+            if not entered or me is None or me.cancelling():
+                if entered:
+                    await self._stopped(run)
                 raise
         except TaskUnavailableError as exc:
             if exc is not raised:
-                await self._refused(exc)
+                await self._refused(run, exc)
                 return entered
         except LeaseLostError as exc:
             if exc is not raised or run.held.lost is not None:
                 logger.warning("%s; it is tried again", exc)
                 self._summary.retried += 1
-                self._source.again(task_id, 0.0)
+                self._again(task_id, 0.0)
                 return entered
         except (StoreUnavailableError, OutcomeUnknownError) as exc:
             if exc is not raised:
                 self._no_answer(task_id, exc)
                 return entered
+        except RecordTooLargeError as exc:
+            if not entered:
+                logger.error("%r cannot be claimed, and is left alone: %s", task_id, exc)
+                self._undone.add(task_id)
+                return False
         except Exception as exc:
             if exc is not raised and not (entered and run.record.lease is None):
                 raise
         self._failing_since = None
-        self._pause = MIN_POLL
         await self._ended(run)
         return True
 
     async def _ended(self, run: "Run[Any, Any]") -> None:
         record = run.record
+        self._pauses.pop(record.id, None)
         if record.status.is_final:
+            self._undone.discard(record.id)
             if record.status is Status.SUCCEEDED:
                 self._summary.succeeded += 1
             else:
@@ -247,31 +263,43 @@ class Worker:
         if record.status is Status.FAILED:
             self._summary.retried += 1
         due = record.not_before
-        self._source.again(record.id, 0.0 if due is None else (due - self._tracker.now()).total_seconds())
+        self._again(record.id, 0.0 if due is None else (due - self._tracker.now()).total_seconds(), record)
 
-    async def _refused(self, exc: TaskUnavailableError) -> None:
+    async def _stopped(self, run: "Run[Any, Any]") -> None:
+        """A run that was cancelled, perhaps after its end."""
+        record = run.record
+        if record.lease is None and record.status is not Status.PENDING:
+            await self._ended(run)
+        else:
+            self._summary.released += 1
+
+    async def _refused(self, run: "Run[Any, Any]", exc: TaskUnavailableError) -> None:
+        self._failing_since = None
         record = exc.task
         if exc.retry_after is not None:
-            # Held elsewhere, it may end long before its lease does.
-            self._pause = min(MAX_POLL, self._pause * 1.5)
-            held = record.lease is not None
-            self._source.again(record.id, min(exc.retry_after, self._pause) if held else exc.retry_after)
-        elif record.status is Status.EXHAUSTED and record.update_time >= self._began:
+            wait = exc.retry_after
+            if record.lease is not None:  # held elsewhere, it may end long before its lease does
+                pause = self._pauses.get(record.id, MIN_POLL)
+                self._pauses[record.id] = min(MAX_POLL, pause * 1.5)
+                wait = min(wait, pause)
+            self._source.again(record.id, wait, record)
+            return
+        self._pauses.pop(record.id, None)
+        self._undone.discard(record.id)
+        if outcome_of(record, run.terms.token) == "exhausted":
             self._summary.exhausted += 1  # our claim found the attempts used up
             await self._report(record)
         elif self._source.counts_skipped:
             self._summary.skipped += 1
-            self._summary.unmet += record.status is Status.EXHAUSTED
+            self._summary.unmet += record.status is not Status.SUCCEEDED
+
+    def _again(self, task_id: str, seconds: float, known: Task | None = None) -> None:
+        if not self._forever:
+            self._undone.add(task_id)
+        self._source.again(task_id, seconds, known)
 
     def _no_answer(self, task_id: str, exc: Exception) -> None:
-        now = self._tracker.clock.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        if now - self._failing_since > UNREACHABLE:
-            raise exc
-        logger.warning("%r is tried again: %s", task_id, exc)
-        self._pause = min(MAX_POLL, self._pause * 1.5)
-        self._source.again(task_id, self._pause)
+        self._again(task_id, self.no_answer(f"{task_id!r} is tried again", exc))
 
     async def _report(self, record: Task) -> None:
         if self._on_done is None:
@@ -294,16 +322,39 @@ class Worker:
         return self._concurrency
 
     @property
+    def forever(self) -> bool:
+        return self._forever
+
+    @property
     def is_stopping(self) -> bool:
-        return self._stopping
+        return self._stop is not None and self._stop.is_set()
 
     @property
     def is_idle(self) -> bool:
         """No body runs that could make more work."""
         return not self._active
 
+    def no_answer(self, what: str, exc: Exception) -> float:
+        """Takes note that the store did not answer, and says after how many seconds to try again.
+
+        Raises:
+            Exception: The one given, where it has been so for too long.
+        """
+        now = self._tracker.clock.monotonic()
+        if self._failing_since is None:
+            self._failing_since, self._failures = now, 0
+        if now - self._failing_since > UNREACHABLE:
+            raise exc
+        self._failures += 1
+        logger.warning("%s: %s", what, exc)
+        return min(MAX_POLL, MIN_POLL * 1.5 ** min(self._failures, 20))
+
+    def change(self) -> None:
+        """Something is there that is waited for."""
+        self._changed.set()
+
     async def until_changed(self, seconds: float | None) -> None:
-        """Until a body ends, a task is added here, the work is stopped, or some seconds are over."""
+        """Until a body ends, a task is added here, or some seconds are over. For one waiter at a time."""
         await wait_until(self._tracker.clock, self._changed, seconds)
         self._changed.clear()
 
@@ -317,48 +368,85 @@ class _Named:
         if isinstance(ids, str):
             raise InvalidValueError(f"ids takes an iterable of ids, and {ids!r} is one str; put it in a list")
         self._worker = worker
-        self._sync: Iterator[str] | None = None if isinstance(ids, AsyncIterable) else iter(ids)
-        self._async: AsyncIterator[str] | None = aiter(ids) if isinstance(ids, AsyncIterable) else None
-        self._later: list[tuple[float, int, str]] = []
-        self._order = 0
+        self._sync: Iterator[str] | None = None
+        self._async: AsyncIterable[str] | None = None
+        if isinstance(ids, AsyncIterable):
+            self._async = ids
+        else:
+            self._sync = iter(ids)
+        self._fed: deque[str] = deque()  # of the async ones, taken from there and not yet from here
+        self._wanted = 0  # how many wait for one
+        self._is_wanted = asyncio.Event()
+        self._error: Exception | None = None  # of the user's iterable
+        self._later: list[tuple[float, int, str, Task | None]] = []
+        self._order = itertools.count()
         self._lock = asyncio.Lock()
 
-    def is_drained(self) -> bool:
-        return self._sync is None and self._async is None and not self._later
+    def start(self) -> set[asyncio.Future[Any]]:
+        """What must run for this to work; the caller ends it."""
+        return {asyncio.create_task(self._feed(self._async))} if self._async is not None else set()
 
-    def again(self, task_id: str, seconds: float) -> None:
-        self._order += 1
+    async def _feed(self, ids: AsyncIterable[str]) -> None:
+        """One asyncio task reads them all: an async generator must not be resumed from different ones."""
+        try:
+            async for task_id in ids:
+                self._fed.append(task_id)
+                self._worker.change()
+                while len(self._fed) >= self._wanted:
+                    self._is_wanted.clear()
+                    await self._is_wanted.wait()
+        except Exception as exc:
+            self._error = exc
+        finally:
+            self._async = None
+            self._worker.change()
+
+    @property
+    def is_drained(self) -> bool:
+        """Every id has been taken, and is final."""
+        is_read = self._sync is None or operator.length_hint(self._sync, 1) == 0
+        return is_read and self._async is None and not self._fed and not self._later
+
+    def again(self, task_id: str, seconds: float, known: Task | None) -> None:
         due = self._worker.tracker.clock.monotonic() + max(0.0, seconds)
-        heapq.heappush(self._later, (due, self._order, task_id))
+        heapq.heappush(self._later, (due, next(self._order), task_id, known))
 
     def ended(self, task_id: str) -> None:
         pass
 
     async def next(self) -> tuple[str, Task | None] | None:
-        if self._sync is not None and not self._is_due():
+        if (picked := self._pick()) is not None:
+            return picked
+        self._wanted += 1
+        self._is_wanted.set()
+        try:
+            async with self._lock:
+                while not self._worker.is_stopping:
+                    if (picked := self._pick()) is not None:
+                        return picked
+                    if self._error is not None:
+                        raise self._error
+                    if self._later:
+                        await self._worker.until_changed(self._later[0][0] - self._worker.tracker.clock.monotonic())
+                    elif self._async is None and self._worker.is_idle:
+                        return None
+                    else:
+                        await self._worker.until_changed(None)
+            return None
+        finally:
+            self._wanted -= 1
+
+    def _pick(self) -> tuple[str, Task | None] | None:
+        if self._later and self._later[0][0] <= self._worker.tracker.clock.monotonic():
+            return heapq.heappop(self._later)[2:]
+        if self._sync is not None:
             for task_id in self._sync:
                 return task_id, None
             self._sync = None
-        async with self._lock:
-            while not self._worker.is_stopping:
-                if self._is_due():
-                    return heapq.heappop(self._later)[2], None
-                if self._async is not None:
-                    try:
-                        return await anext(self._async), None
-                    except StopAsyncIteration:
-                        self._async = None
-                    continue
-                if self._later:
-                    await self._worker.until_changed(self._later[0][0] - self._worker.tracker.clock.monotonic())
-                elif self._worker.is_idle:
-                    return None
-                else:
-                    await self._worker.until_changed(None)
+        if self._fed:
+            self._is_wanted.set()
+            return self._fed.popleft(), None
         return None
-
-    def _is_due(self) -> bool:
-        return bool(self._later) and self._later[0][0] <= self._worker.tracker.clock.monotonic()
 
 
 class _Claimable:
@@ -366,19 +454,23 @@ class _Claimable:
 
     counts_skipped = False
 
-    def __init__(self, worker: Worker, forever: bool) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._forever = forever
         self._ready: deque[Task] = deque()
         self._busy: set[str] = set()  # ready or running here
         self._shunned: dict[str, float] = {}  # refused a moment ago; until when not to ask again
         self._lock = asyncio.Lock()
         self._pause = MIN_POLL
+        self._is_over = False
 
+    def start(self) -> set[asyncio.Future[Any]]:
+        return set()
+
+    @property
     def is_drained(self) -> bool:
-        return self._forever  # a service is stopped when its time has come, not too early
+        return self._is_over
 
-    def again(self, task_id: str, seconds: float) -> None:
+    def again(self, task_id: str, seconds: float, known: Task | None) -> None:
         if seconds > 0:
             self._shunned[task_id] = self._worker.tracker.clock.monotonic() + seconds
 
@@ -401,7 +493,11 @@ class _Claimable:
         now = tracker.clock.monotonic()
         self._shunned = {task_id: until for task_id, until in self._shunned.items() if until > now}
         was_idle = worker.is_idle
-        tasks, next_due = await tracker.claimable(2 * worker.concurrency + len(self._shunned) + len(self._busy))
+        try:
+            tasks, next_due = await tracker.claimable(2 * worker.concurrency + len(self._shunned) + len(self._busy))
+        except StoreUnavailableError as exc:
+            await worker.until_changed(worker.no_answer("the store is asked for work again", exc))
+            return True
         for task in tasks:
             if task.id not in self._busy and task.id not in self._shunned:
                 self._busy.add(task.id)
@@ -409,7 +505,8 @@ class _Claimable:
         if self._ready:
             self._pause = MIN_POLL
             return True
-        if not tasks and next_due is None and was_idle and not self._forever:
+        if not tasks and next_due is None and was_idle and not worker.forever:
+            self._is_over = True
             return False
         waits = [self._pause]
         if next_due is not None:
@@ -421,18 +518,22 @@ class _Claimable:
         return True
 
 
-async def _cancel_all(workers: set[asyncio.Task[None]]) -> None:
+async def _cancel_all(*groups: Iterable[asyncio.Future[Any]]) -> None:
     """Cancels and waits, so that every body is released, also if this is cancelled meanwhile."""
-    left = {worker for worker in workers if not worker.done()}
-    for worker in left:
-        worker.cancel()
     cancelled = False
-    while left:
-        try:
-            _, left = await asyncio.wait(left)
-        except asyncio.CancelledError:
-            # Their ends are bounded, and another cancel must not leave one of them held.
-            cancelled = True
-            left = {worker for worker in left if not worker.done()}
+    # Both are needed: a scope keeps anyio from cancelling again and again, the loop outlives asyncio's cancels.
+    with anyio.CancelScope(shield=True):
+        for group in groups:
+            for future in group:
+                future.cancel()
+            while left := {future for future in group if not future.done()}:
+                try:
+                    await asyncio.wait(left)
+                except asyncio.CancelledError:
+                    # Their ends are bounded, and another cancel must not leave one of them held.
+                    cancelled = True
+            for future in group:
+                if not future.cancelled():
+                    future.exception()  # looked at: the first one is raised, and asyncio need not complain
     if cancelled:
         raise asyncio.CancelledError

@@ -1,17 +1,29 @@
 """What may be stored: ids, and values as strict JSON."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-__all__ = ["FORMAT", "MAX_DEPTH", "MAX_ID_BYTES", "MAX_RECORD_BYTES", "check_id", "find_problem", "plain", "typed"]
+__all__ = [
+    "FORMAT",
+    "MAX_DEPTH",
+    "MAX_ID_BYTES",
+    "MAX_RECORD_BYTES",
+    "check_id",
+    "copied",
+    "find_problem",
+    "plain",
+    "typed",
+]
 
 FORMAT: Final = 1  # of records and stores; an older release never writes a newer one
 MAX_ID_BYTES: Final = 2048
 MAX_RECORD_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 100
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+_SCALARS: Final = frozenset({type(None), bool, int, float, str})
 
 
 def check_id(task_id: str) -> str:
@@ -94,8 +106,13 @@ def _hint(value: Any) -> str:
     return ""
 
 
+def copied(value: Any) -> Any:
+    """A copy of a plain JSON value, which shares nothing with it."""
+    return value if type(value) in _SCALARS else msgspec.json.decode(msgspec.json.encode(value))
+
+
 def plain(value: Any, kind: Any, path: str) -> Any:
-    """A value as plain JSON, as it is stored.
+    """A value as plain JSON, as it is stored; a copy, which shares nothing with it.
 
     Args:
         value: What the user gave.
@@ -103,25 +120,27 @@ def plain(value: Any, kind: Any, path: str) -> Any:
         path: What to call the value in errors.
 
     Raises:
-        ValueError: JSON cannot hold it, or it is not of the declared type.
+        ValueError: JSON cannot hold it, it is not of the declared type, or it would come back as something else.
     """
-    if value is None:
-        return None
-    if kind is not Any and not _is_json(value):
-        try:
-            dump = getattr(value, "model_dump", None)
-            value = dump(mode="json") if callable(dump) else msgspec.to_builtins(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise ValueError(f"{path} cannot be stored: {exc}") from exc
-    if (problem := find_problem(value, path)) is not None:
-        raise ValueError(problem)
-    if kind is not Any:
-        typed(value, kind, path)
-    return value
-
-
-def _is_json(value: Any) -> bool:
-    return type(value) in (bool, int, float, str, list, dict, tuple)
+    problem = find_problem(value, path)
+    if kind is Any or value is None:
+        if problem is not None:
+            raise ValueError(problem)
+        return copied(value)
+    if problem is None:
+        stored = copied(value)
+        typed(stored, kind, path)
+        return stored
+    try:
+        stored = msgspec.to_builtins(value, str_keys=True, enc_hook=_dump)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise ValueError(f"{path} cannot be stored: {exc}") from exc
+    if (found := find_problem(stored, path)) is not None:
+        raise ValueError(found)
+    stored = copied(stored)
+    if (change := _difference(value, typed(stored, kind, path), path)) is not None:
+        raise ValueError(change)
+    return stored
 
 
 def typed(value: Any, kind: Any, path: str) -> Any:
@@ -132,8 +151,55 @@ def typed(value: Any, kind: Any, path: str) -> Any:
     """
     if kind is Any or value is None:
         return value
-    validate: Callable[[Any], Any] | None = getattr(kind, "model_validate", None)
     try:
-        return validate(value) if callable(validate) else msgspec.convert(value, kind)
-    except (msgspec.ValidationError, ValueError, TypeError) as exc:
+        return msgspec.convert(value, kind, str_keys=True, dec_hook=_load)
+    except (ValueError, TypeError, RecursionError) as exc:
         raise ValueError(f"{path} does not fit {getattr(kind, '__name__', kind)}: {exc}") from exc
+
+
+def _dump(value: Any) -> Any:
+    """What msgspec does not know: a pydantic model."""
+    dump = getattr(value, "model_dump", None)
+    if not callable(dump):
+        raise TypeError(f"JSON cannot hold a {type(value).__name__}")
+    return dump(mode="json")
+
+
+def _load(kind: Any, value: Any) -> Any:
+    validate = getattr(kind, "model_validate", None)
+    return validate(value) if callable(validate) else value
+
+
+def _difference(value: Any, back: Any, path: str) -> str | None:
+    """Where a value would come back as something else: a set as a list, say, in a field that may hold anything."""
+    if type(value) is type(back) or (isinstance(value, list | tuple) and isinstance(back, list | tuple)):
+        mine, others = _parts(value, path), _parts(back, path)
+        if mine is not None and others is not None and mine.keys() == others.keys():
+            changes = (_difference(inner, others[name], name) for name, inner in mine.items())
+            return next((change for change in changes if change is not None), None)
+    # What says nothing about equality cannot be compared.
+    is_same = value == back or (type(value) is type(back) and not _has_equality(type(value)))
+    if is_same and isinstance(value, bool) == isinstance(back, bool):
+        return None
+    return f"{path} is {value!r}, and would come back as {back!r}; name its type, or convert it"
+
+
+def _has_equality(kind: type) -> bool:
+    return any("__eq__" in vars(base) for base in kind.__mro__ if base is not object)
+
+
+def _parts(value: Any, path: str) -> dict[str, Any] | None:
+    """What a value is made of, by path; `None`: it is one."""
+    if isinstance(value, Mapping):
+        return {f"{path}[{key!r}]": inner for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return {f"{path}[{index}]": inner for index, inner in enumerate(value)}
+    if isinstance(value, msgspec.Struct):
+        names: Iterable[str] = value.__struct_fields__
+    elif dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    elif hasattr(type(value), "model_fields"):
+        names = type(value).model_fields
+    else:
+        return None
+    return {f"{path}.{name}": getattr(value, name) for name in names}

@@ -195,8 +195,19 @@ def _worker(task: Task) -> str | None:
 def _has(data: object, wanted: Mapping[str, Any]) -> bool:
     if not isinstance(data, dict):
         return False
-    for key, value in wanted.items():
-        # JSON keeps true and 1 apart; Python's == does not.
-        if key not in data or data[key] != value or isinstance(data[key], bool) != isinstance(value, bool):
-            return False
-    return True
+    return all(key in data and _is_same(data[key], value) for key, value in wanted.items())
+
+
+def _is_same(stored: object, value: object) -> bool:
+    """Equal as JSON, which keeps true and 1 apart; Python's == does not."""
+    if isinstance(stored, bool) or isinstance(value, bool):
+        return stored is value
+    if isinstance(stored, dict):
+        return (
+            isinstance(value, Mapping)
+            and stored.keys() == value.keys()
+            and all(_is_same(inner, value[key]) for key, inner in stored.items())
+        )
+    if isinstance(stored, list):
+        return isinstance(value, list | tuple) and len(stored) == len(value) and all(map(_is_same, stored, value))
+    return stored == value

@@ -76,7 +76,7 @@ class Retry(msgspec.Struct, frozen=True):
     def allows(self, exc: BaseException) -> bool:
         """Whether this error is worth another attempt; the number of attempts is not looked at."""
         causes = list(leaves(exc))
-        if any(isinstance(cause, GiveUp) or isinstance(cause, self.never) for cause in causes):
+        if any(isinstance(cause, (GiveUp, self.never)) for cause in causes):
             return False
         return any(isinstance(cause, self.on) for cause in causes)
 

@@ -6,10 +6,9 @@ collector busy for a quarter of the time.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import msgspec
-from typing_extensions import Self
 
 __all__ = ["FINAL", "BootTime", "End", "Failure", "LastOutcome", "Lease", "Status", "Step", "Task"]
 
@@ -32,6 +31,7 @@ class Status(StrEnum):
 
 FINAL: Final = frozenset({Status.SUCCEEDED, Status.EXHAUSTED, Status.IGNORED})
 
+Time = Annotated[datetime, msgspec.Meta(tz=True)]  # a stored time without a zone would compare with nothing
 LastOutcome = Literal["error", "cancelled", "lease_lost", "timeout"]
 
 
@@ -47,8 +47,8 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     token: str  # names one claim; every write of that claim shows it
     worker: str  # who claimed, for people
-    acquired_at: datetime  # the store's time of the claim
-    expires_at: datetime  # the store's time at which anybody else may claim
+    acquired_at: Time  # the store's time of the claim
+    expires_at: Time  # the store's time at which anybody else may claim
     ttl: float  # seconds that each renewal grants
     boot_id: str = ""  # which boot of which machine `boot_expires` counts from; empty: unknown
     boot_expires: float = 0.0  # seconds since that boot; decides there, so that a wall clock that jumps expires nothing
@@ -66,7 +66,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One error of one attempt."""
 
     attempt: int
-    time: datetime
+    time: Time
     worker: str
     type: str  # the name of the exception's class
     message: str
@@ -79,8 +79,8 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     name: str
     status: Status  # in_progress, succeeded or failed
     attempts: int = 1  # how often it was started
-    start_time: datetime | None = None  # of the last attempt
-    finish_time: datetime | None = None
+    start_time: Time | None = None  # of the last attempt
+    finish_time: Time | None = None
     result: Any = None  # plain JSON; given instead of a second run
     error: Failure | None = None  # of the last attempt, if that failed
 
@@ -109,11 +109,11 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
     errors: tuple[Failure, ...] = ()  # the last few, oldest first
     last_outcome: LastOutcome | None = None  # how the latest claim ended, if not with a success
     releases: int = 0  # cancelled claims in a row
-    create_time: datetime
-    update_time: datetime  # of the latest stored change, renewals included
-    start_time: datetime | None = None  # of the latest claim
-    finish_time: datetime | None = None  # when the latest claim ended
-    not_before: datetime | None = None  # not to be run before
+    create_time: Time
+    update_time: Time  # of the latest stored change, renewals included
+    start_time: Time | None = None  # of the latest claim
+    finish_time: Time | None = None  # when the latest claim ended
+    not_before: Time | None = None  # not to be run before
     backoff: bool = False  # `not_before` holds back `work` alone, not an explicit `run`
     priority: int = 0  # higher first
     progress: float | None = None  # set by the body
@@ -149,7 +149,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
         """
         try:
             task = _decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except (ValueError, RecursionError) as exc:
             raise ValueError(f"not a task's record: {exc}") from exc
         msgspec.structs.force_setattr(task, "version", version)
         return task

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 ERRORS_KEPT: Final = 5
+ERRORS_BYTES: Final = 16 * 1024  # of all errors of a task, encoded, so that its end can always be recorded
 ENDS_KEPT: Final = 8
 FREE_RELEASES: Final = 10  # in a row; from then on a cancellation counts as an attempt
 RELEASE_DELAY: Final = 1.0  # seconds, doubled with each further release
@@ -91,17 +92,25 @@ class Terms(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, gc=False):
-    """What a run has changed in its record since the last write."""
+    """What a run has changed in its record.
 
-    fields: dict[str, Any] = {}  # of data, progress, note
-    steps: dict[str, Step] = {}
+    Read when a transition is applied, perhaps on another thread: so the latest is written, whatever the order of
+    writes. Both dicts are replaced, never changed in place.
+    """
+
+    fields: dict[str, Any]  # of data, progress, note
+    steps: dict[str, Step]
 
     def onto(self, task: Task) -> dict[str, Any]:
         """All changed fields of the record."""
-        if not self.steps:
-            return self.fields
+        fields, steps = self.fields, self.steps
+        if not steps:
+            return fields
         known = {step.name: step for step in task.steps}
-        return self.fields | {"steps": tuple((known | self.steps).values())}
+        return fields | {"steps": tuple((known | steps).values())}
+
+
+NO_CHANGES: Final = Changes({}, {})
 
 
 class Cause(msgspec.Struct, frozen=True, gc=False):
@@ -123,17 +132,34 @@ def outcome_of(task: Task | None, token: str) -> str | None:
 
 def _ended(task: Task, outcome: str) -> tuple[End, ...]:
     assert task.lease is not None
-    return (*task.ends[1 - ENDS_KEPT :], End(task.fence, task.lease.token, outcome))
+    return _with_end(task, task.lease.token, outcome)
+
+
+def _with_end(task: Task, token: str, outcome: str) -> tuple[End, ...]:
+    return (*task.ends[1 - ENDS_KEPT :], End(task.fence, token, outcome))
 
 
 def _failed(task: Task, now: datetime, worker: str, cause: Cause) -> tuple[Failure, ...]:
     failure = Failure(task.attempts, now, worker, cause.type, cause.message, cause.traceback)
-    return (*task.errors[1 - ERRORS_KEPT :], failure)
+    failures = [*task.errors[1 - ERRORS_KEPT :], failure]
+    left = ERRORS_BYTES - sum(map(_size, failures))
+    for index, long in enumerate(failures):  # the oldest give first
+        if left >= 0:
+            break
+        kept = "" if index < len(failures) - 1 else long.traceback[-500:]
+        short = replace(long, type=long.type[:100], message=long.message[:100], traceback=kept)
+        left += _size(long) - _size(short)
+        failures[index] = short
+    return tuple(failures)
+
+
+def _size(failure: Failure) -> int:
+    return len(msgspec.json.encode(failure))
 
 
 def _first_fence(now: datetime) -> int:
-    # Milliseconds grow faster than a task can be claimed, so a purged and re-added id never goes back.
-    return int(now.timestamp() * 1000)
+    # Microseconds grow faster than a task can be claimed, so a purged and re-added id never goes back.
+    return int(now.timestamp() * 1_000_000)
 
 
 class Add(msgspec.Struct, frozen=True, gc=False):
@@ -178,7 +204,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
 
     def undo(self) -> Rule:
         """As if it had not been."""
-        return Release(self.terms.token, Changes(), counted=False)
+        return Release(self.terms.token, NO_CHANGES, counted=False)
 
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
         terms = self.terms
@@ -195,14 +221,16 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
                 lease=terms.lease(now, now),
                 create_id=terms.token,
             )
-        if self.judge.is_live(task.lease, now) or outcome_of(task, terms.token) is not None:
-            return task  # held, perhaps by this claim; or this claim landed and was overtaken
+        if task.lease is not None and (task.lease.token == terms.token or self.judge.is_live(task.lease, now)):
+            return task  # held, perhaps by this claim
+        if outcome_of(task, terms.token) is not None:
+            return task  # this claim landed and was overtaken
         if task.lease is not None:
             task = _expired(task, now)
         elif not self.force and (task.status.is_final or self._is_early(task, now)):
             return task
         if not self.force and task.attempts >= self.max_attempts:
-            return _exhausted(task, now)
+            return _exhausted(task, now, terms.token)
         if task.status is Status.SUCCEEDED:
             task = replace(task, result=None, steps=())
         return replace(
@@ -382,23 +410,20 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
         if task is None or not self.aim.hits(task, now):
             return task
-        steps = _steps_before(task, self.from_step)
-        if task.status is Status.PENDING and task.attempts == 0 and not task.backoff and steps == task.steps:
-            return task
-        return replace(
+        new = replace(
             _taken_away(task),
             status=Status.PENDING,
             attempts=0,
             result=None,
-            steps=steps,
+            steps=_steps_before(task, self.from_step),
             releases=0,
-            update_time=now,
             start_time=None,
             finish_time=None,
             not_before=None if task.backoff else task.not_before,
             backoff=False,
             progress=None,
         )
+        return task if new == task else replace(new, update_time=now)
 
 
 class Ignore(msgspec.Struct, frozen=True, gc=False):
@@ -436,12 +461,13 @@ def _expired(task: Task, now: datetime) -> Task:
     )
 
 
-def _exhausted(task: Task, now: datetime) -> Task:
+def _exhausted(task: Task, now: datetime, token: str) -> Task:
     errors = task.errors or _failed(task, now, "", Cause("CancelledError", "cancelled too often"))
     return replace(
         task,
         status=Status.EXHAUSTED,
         errors=errors,
+        ends=_with_end(task, token, "exhausted"),  # so that the claim that found it out can tell
         update_time=now,
         finish_time=now,
         not_before=None,

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import aiofiles
 import msgspec
 
-__all__ = ["CannotStart", "Outcome", "OutputError", "Runner", "Template"]
+__all__ = ["CannotStart", "CommandFailed", "CommandTimeout", "Outcome", "OutputError", "Runner", "Template"]
 
 INLINE: Final = 8 * 1024  # bytes of output that a record keeps: all of it, or its end
 KILL_AFTER: Final = 5.0  # seconds between SIGTERM and SIGKILL
@@ -26,6 +26,14 @@ POLL: Final = 0.02  # seconds between looks at whether a process group is gone
 
 class CannotStart(Exception):
     """The program is not there, or is none: it would be the same for every id."""
+
+
+class CommandFailed(Exception):
+    """A command that ended with another exit code than 0."""
+
+
+class CommandTimeout(CommandFailed):
+    """A command that was ended since it took too long."""
 
 
 class OutputError(Exception):
@@ -140,7 +148,7 @@ class Output:
 
     @property
     def text(self) -> str:
-        """All of it or, where it is in a file, the last part; bytes that are no UTF-8 as `\\xff`."""
+        """All of it or, where it is in a file, the last part; bytes that are no UTF-8 escaped."""
         kept = bytes(self._tail)
         if self.size > len(kept):
             kept = kept.lstrip(bytes(range(0x80, 0xC0)))  # the rest of a character that was cut
@@ -177,9 +185,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         began = loop.time()
         name = f"{quote(task_id, safe='')[:100]}-{hashlib.sha256(task_id.encode()).hexdigest()[:12]}.{fence}"
-        outcome = Outcome(
-            0, 0.0, Output(self._folder / f"{name}.stdout"), Output(self._folder / f"{name}.stderr")
-        )
+        outcome = Outcome(0, 0.0, Output(self._folder / f"{name}.stdout"), Output(self._folder / f"{name}.stderr"))
         environ = os.environ | {
             "AIOTRACKER_ID": task_id,
             "AIOTRACKER_ATTEMPT": str(attempt),
@@ -219,9 +225,9 @@ class Runner:
                     await _first_error(process.wait(), readers)
             except TimeoutError:
                 outcome.timed_out = True
-                await self._end(process)
+                await self._end(process, readers)
             except BaseException:
-                await self._end(process)
+                await self._end(process, readers)
                 raise
             _, late = await asyncio.wait(readers, timeout=DRAIN)
             for reader in readers:
@@ -241,14 +247,16 @@ class Runner:
         for group in self._groups:
             _signal(group, signal.SIGKILL)
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: asyncio.subprocess.Process, readers: list[asyncio.Task[None]]) -> None:
         group = process.pid
         _signal(group, signal.SIGTERM)
         loop = asyncio.get_running_loop()
         until = loop.time() + KILL_AFTER
         try:
-            # The first process may end before those that it has started.
-            while _signal(group, 0) and loop.time() < until:
+            # The first process may end before those that it has started; dead ones may wait long for their burial.
+            while loop.time() < until and _signal(group, 0):  # the system has no event for this
+                if process.returncode is not None and all(reader.done() for reader in readers):
+                    break
                 await asyncio.sleep(POLL)
         finally:
             _signal(group, signal.SIGKILL)

@@ -6,15 +6,13 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
-
-from typing_extensions import Self
+from typing import Final, Self
 
 __all__ = ["IdReader"]
 
 BLOCK: Final = 64 * 1024  # bytes
 BATCH: Final = 1_000  # ids that the thread hands over at once
-BATCHES: Final = 20  # handed over and not yet taken, at the most
+BATCHES: Final = 200  # handed over and not yet begun, at the most: so far ahead, the end is often known early
 MAX_ID_BYTES: Final = 2_048
 
 
@@ -41,7 +39,9 @@ class IdReader:
         self._fd = fd
         self._nul = nul
         self._refuse = refuse
-        self._ready: deque[str] = deque()
+        self._batches: deque[list[str]] = deque()
+        self._batch: Iterator[str] = iter(())
+        self._found = 0
         self._room = threading.Semaphore(BATCHES)
         self._news = asyncio.Event()
         self._over = False
@@ -63,15 +63,20 @@ class IdReader:
         return self
 
     async def __anext__(self) -> str:
-        while not self._ready:
+        while True:
+            for task_id in self._batch:
+                self.taken += 1
+                return task_id
+            if self._batches:
+                self._batch = iter(self._batches.popleft())
+                self._room.release()
+                continue
             if self._error is not None:
                 raise self._error
             if self._over:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        self.taken += 1
-        return self._ready.popleft()
 
     def _read(self) -> None:
         number = 0
@@ -100,21 +105,23 @@ class IdReader:
         return True
 
     def _deliver(self, pieces: list[bytes], number: int) -> None:
+        batch: list[str] = []
         for offset, raw in enumerate(pieces, 1):
             if _is_blank(raw, self._nul):
                 continue
             try:
-                self._ready.append(read_id(raw))
+                batch.append(read_id(raw))
             except ValueError as exc:
                 self.refused += 1
                 self._refuse(f"{'item' if self._nul else 'line'} {number + offset:,} is passed over: {exc}")
-        self._room.release()
+        self._found += len(batch)
+        self._batches.append(batch)
         self._news.set()
 
     def _end(self, error: OSError | None) -> None:
         self._over, self._error = True, error
         if error is None:
-            self.total = self.taken + len(self._ready)
+            self.total = self._found
         self._news.set()
 
     def _count(self, start: int) -> None:
@@ -122,7 +129,7 @@ class IdReader:
         found = 0
         try:
             for pieces in split(self._blocks_from(start), b"\0" if self._nul else b"\n"):
-                found += sum(not _is_blank(raw, self._nul) for raw in pieces)
+                found += sum(_is_id(raw, self._nul) for raw in pieces)
         except OSError:
             return  # the reading thread meets the same error, and tells
         self._post(self._counted, found)
@@ -168,3 +175,13 @@ def read_id(raw: bytes) -> str:
 
 def _is_blank(raw: bytes, nul: bool) -> bool:
     return not raw if nul else not raw.strip()
+
+
+def _is_id(raw: bytes, nul: bool) -> bool:
+    if _is_blank(raw, nul):
+        return False
+    try:
+        read_id(raw)
+    except ValueError:
+        return False
+    return True

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from .._core.query import Query
 from .._core.task import Task
 from ..contract import Claimable
-from ..errors import StoreUnavailableError
+from ..errors import StoreUnavailableError, TrackerError
 from ..tracker import BaseTracker
 
 __all__ = ["Behaviour", "Call", "Faults", "FaultyTracker", "delayed", "reply_lost", "unreachable"]
@@ -27,8 +27,9 @@ Behaviour = Callable[[Call], Awaitable[Any]]
 
 
 async def reply_lost(call: Call) -> Any:
-    """The request is done, and nobody learns of it."""
-    await call()
+    """The request is done, or refused, and nobody learns of it."""
+    with suppress(TrackerError):
+        await call()
     raise StoreUnavailableError("injected: the reply was lost")
 
 
@@ -68,9 +69,7 @@ class Faults:
         requests: What was asked so far: the method, the id and the name of what happened.
     """
 
-    def __init__(
-        self, seed: int = 0, *, reply_lost: float = 0.0, unreachable: float = 0.0, delay: float = 0.0
-    ) -> None:
+    def __init__(self, seed: int = 0, *, reply_lost: float = 0.0, unreachable: float = 0.0, delay: float = 0.0) -> None:
         self.requests: list[tuple[str, str, str]] = []
         self._random = random.Random(seed)
         self._reply_lost = reply_lost
@@ -116,7 +115,9 @@ class FaultyTracker(BaseTracker[D, R]):
     """
 
     def __init__(self, inner: BaseTracker[D, R], faults: Faults, **options: Any) -> None:
-        given = {name: getattr(inner, name) for name in ("lease", "retry", "data_type", "result_type", "clock", "worker")}
+        given = {
+            name: getattr(inner, name) for name in ("lease", "retry", "data_type", "result_type", "clock", "worker")
+        }
         super().__init__(**(given | options))
         self.inner = inner
         self.faults = faults

@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .._core.retry import Retry
 from ..errors import TaskUnavailableError
 from ..tracker import BaseTracker
+from ._spawn import command
 from ._stores import open_store
 
 __all__ = ["Child", "race"]
@@ -21,14 +23,12 @@ class Child:
     """A worker process that does what its role says once it is told to go."""
 
     def __init__(self, role: str, store_url: str, *args: str) -> None:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in [os.getcwd(), *sys.path] if path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, role, store_url, *args],
+            command(__name__, role, store_url, *args),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=env,
         )
 
     def read(self) -> dict[str, Any]:
@@ -121,7 +121,8 @@ async def _hold(tracker: BaseTracker[Any, Any], lease: str) -> None:
 
 async def _main(role: str, store_url: str, *args: str) -> None:
     async with open_store(store_url, retry=Retry(2)) as tracker:
-        await {"race": _race, "hold": _hold}[role](tracker, *args)
+        roles: dict[str, Callable[..., Awaitable[None]]] = {"race": _race, "hold": _hold}
+        await roles[role](tracker, *args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from ..urls import open_tracker
 
 __all__ = ["another_store", "open_store"]
 
-_FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(:(?P<name>.*))?", re.DOTALL)
+_FACTORY = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(:(?P<name>.*))?", re.DOTALL
+)
 
 
 def open_store(reference: str, **options: Any) -> BaseTracker[Any, Any]:
@@ -52,7 +54,7 @@ def another_store(reference: str, name: str) -> str:
         module, function, *rest = reference.split(":", 2)
         return f"{module}:{function}:{'/'.join([*rest, name])}"
     base, question, query = reference.partition("?")
-    scheme, _, rest = base.partition(":")
+    scheme = base.partition(":")[0]
     if scheme == "memory":
         return reference
     if scheme in ("postgresql", "redis", "rediss", "dynamodb"):

@@ -25,11 +25,13 @@ __all__ = [
     "check_sound",
     "held",
     "loaded",
+    "needs_scan",
     "settle",
     "until",
 ]
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 MakeTracker = Callable[..., BaseTracker[Any, Any]]
 
@@ -135,7 +137,8 @@ class Base:
     @pytest.fixture
     def make_tracker(self) -> MakeTracker:
         """A function that takes the options of a tracker and gives one that is not open: with each call another
-        worker on the same store, which is empty when a test begins."""
+        worker on the same store, which is empty when a test begins.
+        """
         raise NotImplementedError("override the fixture make_tracker; see aiotracker.testing.ConformanceSuite")
 
     @pytest.fixture
@@ -172,9 +175,18 @@ class Base:
 Order = tuple[Callable[[RunningTask], Awaitable[Any]], asyncio.Future[Any]]
 
 
+def needs_scan(cls: C) -> C:
+    """All tests of a class are passed over for a backend that has no scan."""
+    for name, value in list(vars(cls).items()):
+        if name.startswith("test_"):
+            setattr(cls, name, pytest.mark.usefixtures("scan")(value))
+    return cls
+
+
 class Holder:
     """A run in an asyncio task of its own, whose body does what it is told: what happens to it does not happen to
-    the test."""
+    the test.
+    """
 
     def __init__(self, tracker: BaseTracker[Any, Any], task_id: str, options: dict[str, Any]) -> None:
         self._orders: asyncio.Queue[Order | BaseException | None] = asyncio.Queue()
@@ -209,7 +221,8 @@ class Holder:
         """Lets the body await `fn(task)`, and gives what it gives, or raises what it raises."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._orders.put_nowait((fn, answer))
-        await asyncio.wait({answer, self.run}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {answer, self.run}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         assert answer.done(), f"the body has ended before: {self.run!r}"
         return answer.result()
 

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from ..._core.retry import Retry
-from ..._core.task import Status
+from ..._core.task import Status, Task
 from ...errors import TaskExhaustedError, TaskLockedError
+from ...running import RunningTask
 from .._clock import FakeClock
 from .._processes import Child
-from ._base import LEASE, Base, MakeTracker, abandon, check_sound, loaded, until
+from ._base import LEASE, Base, MakeTracker, abandon, check_sound, held, loaded, until
 
 
 class Crashes(Base):
@@ -47,10 +48,8 @@ class Crashes(Base):
         async with make_tracker(clock=clock, retry=Retry(3)) as tracker:
             for _ in range(20):
                 try:
-                    async with tracker.run("cancelled"):
-                        raise_cancelled()
-                except asyncio.CancelledError:
-                    pass
+                    async with held(tracker, "cancelled") as holder:
+                        await holder.cancel()
                 except TaskExhaustedError:
                     break
             else:
@@ -78,13 +77,12 @@ class Crashes(Base):
 
         async with make_tracker(clock=clock) as tracker:
 
-            async def body(task: object) -> None:
+            async def body(task: RunningTask) -> None:
                 pass
 
-            def done(task: object) -> None:
-                seen[task.id] = task.status  # type: ignore[attr-defined]  # a Task
+            def done(task: Task) -> None:
+                seen[task.id] = task.status
 
-            await tracker.reset("nothing")
             async with asyncio.timeout(20):
                 summary = await tracker.work(body, ids=["used up"], retry=Retry(1), on_done=done)
                 summary = await tracker.work(body, on_done=done)
@@ -142,14 +140,3 @@ class Durability(Base):
                 return True
 
             await until(claimed)
-
-
-def raise_cancelled() -> None:
-    """As if somebody had cancelled the body."""
-    task = asyncio.current_task()
-    assert task is not None
-    task.cancel()
-    try:
-        raise asyncio.CancelledError
-    finally:
-        task.uncancel()

@@ -90,17 +90,17 @@ class AHolderThatWasOvertaken(Base):
     """Its own clock has not moved, so that it believes in its lease; the successor's machine is ahead."""
 
     @pytest.fixture
-    def other_clock(self, clock: FakeClock) -> FakeClock:
+    def ahead(self, clock: FakeClock) -> FakeClock:
         return FakeClock(clock.now() + timedelta(seconds=LEASE + 10))
 
     @pytest.mark.parametrize("successor", ["holds", "succeeded", "failed", "released"])
     @pytest.mark.parametrize("write", [*WRITES, *ENDS, "release"])
-    async def test_writes_nothing_more_and_is_told(
-        self, make_tracker: MakeTracker, clock: FakeClock, other_clock: FakeClock, write: str, successor: str
+    async def test_an_overtaken_holder_writes_nothing_more_and_is_told(
+        self, make_tracker: MakeTracker, clock: FakeClock, ahead: FakeClock, write: str, successor: str
     ) -> None:
         async with (
             make_tracker(clock=clock, worker="one") as one,
-            make_tracker(clock=other_clock, worker="two") as two,
+            make_tracker(clock=ahead, worker="two") as two,
             held(one, "job") as first,
             held(two, "job") as second,
         ):
@@ -130,7 +130,9 @@ class AHolderThatWasOvertaken(Base):
 
     @pytest.mark.usefixtures("delete")
     @pytest.mark.parametrize("write", [*WRITES, *ENDS])
-    async def test_brings_no_purged_record_back(self, make_tracker: MakeTracker, write: str) -> None:
+    async def test_an_overtaken_holder_brings_no_purged_record_back(
+        self, make_tracker: MakeTracker, write: str
+    ) -> None:
         async with make_tracker() as tracker, held(tracker, "job") as holder:
             assert await tracker.purge("job", force=True) == 1
             with pytest.raises(LeaseLostError):
@@ -143,7 +145,9 @@ class AHolderThatWasOvertaken(Base):
             assert await tracker.load("job") is None
 
     @pytest.mark.usefixtures("delete")
-    async def test_does_not_end_a_record_that_was_purged_and_claimed_anew(self, make_tracker: MakeTracker) -> None:
+    async def test_an_overtaken_holder_does_not_end_a_record_that_was_purged_and_claimed_anew(
+        self, make_tracker: MakeTracker
+    ) -> None:
         async with make_tracker() as tracker, held(tracker, "job") as first:
             await tracker.purge("job", force=True)
             async with held(tracker, "job"):

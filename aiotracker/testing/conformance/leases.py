@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +12,8 @@ from ..._core.task import Status, Task
 from ...errors import LeaseLostError, TaskLockedError, TaskSucceededError
 from ...running import RunningTask
 from .._clock import FakeClock
-from ._base import LEASE, Base, MakeTracker, abandon, check_sound, held, loaded, settle, until
 from .._processes import race
+from ._base import LEASE, Base, MakeTracker, abandon, check_sound, held, loaded, settle, until
 
 TICK = 2.0**-10  # seconds; sums of it are exact
 
@@ -205,6 +206,26 @@ class OneLiveLease(Base):
                 await holder.end()
             done = await loaded(two, "job")
             assert (done.status, done.attempts) == (Status.SUCCEEDED, 1)
+
+    async def test_all_leases_of_a_tracker_are_renewed_together_at_a_third_of_their_length(
+        self, make_tracker: MakeTracker, clock: FakeClock
+    ) -> None:
+        ids = [f"job-{index}" for index in range(30)]
+        async with make_tracker(clock=clock, lease=LEASE) as tracker, AsyncExitStack() as stack:
+            for task_id in ids:
+                await stack.enter_async_context(held(tracker, task_id))
+            await settle()
+            taken = clock.now()
+            clock.jump(LEASE / 3)
+
+            async def renewed() -> bool:
+                leases = [(await loaded(tracker, task_id)).lease for task_id in ids]
+                assert all(lease is not None and lease.acquired_at == taken for lease in leases)
+                return all(
+                    lease is not None and lease.expires_at == clock.now() + timedelta(seconds=LEASE) for lease in leases
+                )
+
+            await until(renewed)
 
     async def test_renew_in_the_body_grants_a_full_term_or_the_one_that_is_asked_for(
         self, make_tracker: MakeTracker, clock: FakeClock

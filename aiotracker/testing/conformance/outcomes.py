@@ -22,9 +22,7 @@ from ...errors import (
     TrackerError,
 )
 from .._clock import FakeClock
-from ._base import Base, MakeTracker, check_sound, held, loaded, settle
-
-
+from ._base import Base, Holder, MakeTracker, check_sound, held, loaded, settle
 
 UNSTORABLE: dict[str, tuple[Any, str]] = {
     "nan": ({"a": [1, {"b": math.nan}]}, r"\['a'\]\[1\]\['b'\] is nan"),
@@ -245,13 +243,19 @@ class Outcomes(Base):
                 stored = await loaded(tracker, "saved")
                 assert (stored.data, stored.progress, stored.note) == ({"page": 2}, 0.5, "half")
                 assert stored.status is Status.IN_PROGRESS
-            for task_id, error in (("ok", None), ("error", ValueError()), ("cancel", asyncio.CancelledError())):
-                with suppress(ValueError, asyncio.CancelledError):
-                    async with tracker.run(task_id, data={"page": 1}) as task:
-                        task.data["page"] = 3
-                        task.note = task_id
-                        if error is not None:
-                            raise error
+            ends: dict[str, Callable[[Holder], Awaitable[None]]] = {
+                "ok": Holder.end,
+                "error": lambda holder: holder.fail(ValueError()),
+                "postponed": lambda holder: holder.fail(Postpone(1)),
+                "cancelled": Holder.cancel,
+            }
+            for task_id, end in ends.items():
+                async with held(tracker, task_id, data={"page": 1}) as holder:
+                    task = await holder.task()
+                    task.data["page"] = 3
+                    task.note = task_id
+                    with suppress(ValueError, Postpone):
+                        await end(holder)
                 stored = await loaded(tracker, task_id)
                 assert (stored.data, stored.note) == ({"page": 3}, task_id)
 

@@ -1,0 +1,62 @@
+"""What every command needs: the store's URL, and one place where errors become messages and exit statuses."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import msgspec
+import typer
+
+from aiotracker import TrackerError
+
+from .command import CannotStart
+from .remembered import OtherCommand
+from .render import say
+
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Settings", "refuse", "run", "store_url"]
+
+T = TypeVar("T")
+
+FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130  # as shells have it
+DEFAULT_STORE: Final = "file:.aiotracker"
+
+
+class Settings(msgspec.Struct):
+    """What stands before the command's name."""
+
+    store: str | None = None
+    debug: bool = False
+
+
+def store_url(ctx: typer.Context, store: str | None) -> str:
+    """The store's URL, as given behind the command's name or before it, or by AIOTRACKER_STORE."""
+    return store or ctx.obj.store or DEFAULT_STORE
+
+
+def refuse(message: str) -> typer.Exit:
+    """Says what is wrong with the command line; to be raised."""
+    say(message)
+    return typer.Exit(USAGE)
+
+
+def run(ctx: typer.Context, work: Coroutine[Any, Any, T]) -> T:
+    """Runs a command's work; errors end the process with one clear line, and a traceback after `--debug` alone."""
+    try:
+        result = asyncio.run(work)
+        sys.stdout.flush()
+        return result
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python's own flush at the end must not meet it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(INTERRUPTED) from None
+    except (TrackerError, OtherCommand, CannotStart) as exc:
+        if ctx.obj.debug:
+            raise
+        say(str(exc))
+        raise typer.Exit(FAILED if isinstance(exc, TrackerError) else USAGE) from None
