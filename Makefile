@@ -54,6 +54,7 @@ lint: $(INSTALLED) ## Linters, format and types alone.
 
 bench: $(INSTALLED) ## Compares with other libraries on this machine, and fails below the figures to reach.
 	$(BIN)/python -m benchmarks compare file --check
+	$(BIN)/python -m benchmarks scale file --check
 
 chaos: $(INSTALLED) ## The long tests: kills, full disks, shifted clocks.
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS) $(TESTS)

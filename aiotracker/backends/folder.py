@@ -11,17 +11,14 @@ A write is: lock, compare, write a new file, sync, put it in the place of the ol
 function that runs in a thread, and so cannot be cancelled in the middle; nothing is held open between two calls.
 """
 
-import ast
 import asyncio
 import contextlib
 import errno
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +32,7 @@ from typing_extensions import TypeVar
 
 from .._core.codec import FORMAT
 from .._core.query import Query
-from .._core.task import Failure, Lease, Status, Task
+from .._core.task import Task
 from ..contract import in_order
 from ..errors import (
     ConflictError,
@@ -46,6 +43,7 @@ from ..errors import (
     StoreUnavailableError,
 )
 from ..tracker import BaseTracker
+from ._abstract_tracker import from_abstract_tracker
 from ._filesystem import check_local, explain, sync_data, sync_folder
 
 __all__ = ["FolderTracker", "read_record"]
@@ -169,7 +167,7 @@ class FolderTracker(BaseTracker[D, R]):
         """Runs one of the functions below in a thread, to its end, even if the caller is cancelled.
 
         Reading and writing with `aiofiles.open` instead would hop to a thread and back for each little step, and could
-        be cancelled between any two of them.
+        be cancelled between any two of them, or lose a file that is just being opened.
         """
         if self._threads is None:
             raise StoreError("this FolderTracker is not open; use `async with`, or await open()")
@@ -318,7 +316,7 @@ def read_record(path: Path) -> Task | None:
         version = task.write_id
     except ValueError as exc:
         try:
-            task = _from_abstract_tracker(raw)
+            task = from_abstract_tracker(raw)
         except ValueError:
             raise StoreCorruptedError(
                 f"{path} is damaged, or no task at all: {exc}. Repair it, or move it away", str(path)
@@ -338,74 +336,3 @@ def _is_settled(path: Path) -> bool:
         return time.time() - path.stat().st_ctime > SETTLED
     except FileNotFoundError:
         return False
-
-
-# -- abstract_tracker's files
-
-
-class _OldRecord(msgspec.Struct):
-    id: str | int
-    status: int
-    attempts: int
-    create_time: datetime
-    update_time: datetime
-    lock: str | None
-    lock_time: datetime
-    lock_expire_time: datetime
-    data: Any
-    errors: dict[str, Any]
-
-
-_OLD_STATUS: Final = dict(zip((0, 10, 20, 30, 40, 50), Status, strict=True))
-_OLD_WORKER: Final = "abstract_tracker"
-_EXCEPTION: Final = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
-
-
-def _from_abstract_tracker(raw: bytes) -> Task:
-    """The record in a file that abstract_tracker 0.1 wrote.
-
-    Raises:
-        ValueError: It did not.
-    """
-    old = msgspec.json.decode(raw, type=_OldRecord)
-    if old.status not in _OLD_STATUS:
-        raise ValueError(f"{old.status} is no status of abstract_tracker")
-    status, updated = _OLD_STATUS[old.status], _utc(old.update_time)
-    lease = start = not_before = None
-    if old.lock is not None and not status.is_final:
-        start, end = _utc(old.lock_time), _utc(old.lock_expire_time)
-        if status is Status.IN_PROGRESS:
-            lease = Lease(old.lock, _OLD_WORKER, start, end, (end - start).total_seconds())
-        else:
-            not_before = end  # locked by hand, without a start
-    elif status is Status.IN_PROGRESS:
-        status = Status.PENDING  # unlocked by hand: anybody may start it
-    return Task(
-        id=str(old.id),
-        status=status,
-        attempts=old.attempts,
-        data=old.data,
-        errors=(_old_failure(old, updated),) if old.errors else (),
-        last_outcome="error" if status in (Status.FAILED, Status.EXHAUSTED) else None,
-        create_time=_utc(old.create_time),
-        update_time=updated,
-        start_time=start,
-        finish_time=updated if status is Status.FAILED or status.is_final else None,
-        not_before=not_before,
-        lease=lease,
-    )
-
-
-def _old_failure(old: _OldRecord, time: datetime) -> Failure:
-    text = str(old.errors.get("error", old.errors))
-    kind, message = "Exception", text
-    if found := _EXCEPTION.fullmatch(text):  # such as ValueError('x')
-        kind, message = found.groups()
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            value = ast.literal_eval(message)
-            message = value if isinstance(value, str) else message
-    return Failure(old.attempts, time, _OLD_WORKER, kind, message, str(old.errors.get("traceback", "")))
-
-
-def _utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
