@@ -72,6 +72,7 @@ class Committer(Generic[I]):
         self._in_flight: list[Waiting[I]] = []
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._watching = False
+        self._idle = False  # the thread waits to be woken, or is about to
         self._closing = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -90,7 +91,8 @@ class Committer(Generic[I]):
             future.set_exception(StoreError("the tracker is closed"))
             return future
         (self._urgent if urgent else self._normal).append((future, item, time.monotonic()))
-        self._wake.put(None)
+        if self._idle:
+            self._wake.put(None)
         if not self._watching:
             self._watching = True
             self._loop.call_later(self._patience, self._watch)
@@ -178,19 +180,32 @@ class Committer(Generic[I]):
     def _run(self) -> None:
         try:
             while True:
-                self._wake.get()
+                self._idle = True
+                # Looked at after the flag is set: what is submitted before that is seen here, what comes later wakes.
+                if not (self._urgent or self._normal):
+                    self._wake.get()
+                self._idle = False
                 while self._urgent or self._normal:
                     if batch := self._take():
                         self._do(batch)
-                while self._orphans:
-                    orphans = [self._orphans.popleft() for _ in range(len(self._orphans))]
-                    self._attempt(orphans)
+                if self._orphans:
+                    self._undo()
                 while self._calls:
                     self._calls.popleft()()
                 if self._closing and not (self._urgent or self._normal or self._orphans or self._calls):
                     return
         finally:
             self._ended.set()
+
+    def _undo(self) -> None:
+        orphans = [self._orphans.popleft() for _ in range(len(self._orphans))]
+        taken = self._attempt(orphans)
+        for orphan in orphans[:taken]:
+            if orphan.error is not None:
+                logger.warning("a claim that nobody waits for could not be given back: %s", orphan.error)
+        self._orphans.extend(orphans[taken:])
+        if self._orphans:
+            self._wake.put(None)
 
     def _take(self) -> list[Waiting[I]]:
         batch: list[Waiting[I]] = []

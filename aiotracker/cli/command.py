@@ -259,10 +259,7 @@ class Runner:
                     break
                 await asyncio.sleep(POLL)
         finally:
-            _signal(group, signal.SIGKILL)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(KILL_AFTER):
-                    await process.wait()
+            await _kill(process)
 
 
 def _signal(group: int, number: int) -> bool:
@@ -274,6 +271,14 @@ def _signal(group: int, number: int) -> bool:
     except PermissionError:
         return True  # a child that changed its user
     return True
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Ends what is left of the group, and waits for the first of them."""
+    _signal(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(KILL_AFTER):
+            await process.wait()
 
 
 async def _start(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
@@ -289,7 +294,7 @@ async def _start(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> a
             cancelled = True
     process = future.result()
     if cancelled:
-        _signal(process.pid, signal.SIGKILL)
+        await _kill(process)
         raise asyncio.CancelledError
     return process
 

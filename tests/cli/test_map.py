@@ -1,5 +1,7 @@
 """`aiotracker map`, as a user runs it: processes, signals, terminals."""
 
+import asyncio
+import errno
 import json
 import os
 import pty
@@ -7,10 +9,17 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from aiotracker import FileTracker, Task
+from aiotracker.cli import command
+from aiotracker.cli import map as map_module
+from aiotracker.cli.remembered import RESERVED
 
 from .conftest import Shell
 
@@ -72,11 +81,40 @@ def test_the_remembered_command_is_no_task_to_see_or_to_change(shell: Shell) -> 
     assert shell("purge", "--status", "ignored", "--force", "--yes").out == "0 purged\n"
     assert shell("map", "--", "false", ids="1\n").code == 2, "it is still remembered"
 
+    async def remembered() -> Task | None:
+        async with FileTracker(str(shell.store), read_only=True) as tracker:
+            return await tracker.load(RESERVED)
 
-@pytest.mark.parametrize("command", [("no-such-command",), ("./data",), ("--shell", "two", "words"), ("",)])
-def test_a_command_that_can_never_run_stops_before_anything_is_done(shell: Shell, command: tuple[str, ...]) -> None:
+    task = asyncio.run(remembered())
+    assert task is not None
+    assert task.status == "ignored", "nobody runs it"
+
+
+def test_where_there_is_no_room_for_a_process_the_id_waits_and_keeps_its_attempts(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refusals = command._start, 3
+
+    async def crowded(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            starting.close()
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await start(starting)
+
+    monkeypatch.setattr(command, "_start", crowded)
+    monkeypatch.setattr(map_module, "WAIT_FOR_ROOM", 0.01)
+    done = shell("map", "--max-attempts", "1", "--", "true", ids="1\n")
+    assert done.code == 0, done.err
+    assert done.err.count("no room") == 3
+    assert shell.tasks()["1"].attempts == 1
+
+
+@pytest.mark.parametrize("words", [("no-such-command",), ("./data",), ("--shell", "two", "words"), ("",)])
+def test_a_command_that_can_never_run_stops_before_anything_is_done(shell: Shell, words: tuple[str, ...]) -> None:
     (shell.folder / "data").write_text("no program")
-    done = shell("map", *(command if command[0] == "--shell" else ("--", *command)), ids=MANY)
+    done = shell("map", *(words if words[0] == "--shell" else ("--", *words)), ids=MANY)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
     assert not (shell.folder / "store").exists()
@@ -99,9 +137,9 @@ def test_where_the_id_is_the_program_a_missing_one_is_a_failure_like_others(shel
 
 def test_ids_are_arguments_also_hostile_ones_and_quoted_in_a_shell(shell: Shell) -> None:
     hostile = ["$(touch pwned)", "a b", "'; touch pwned; '", "-n", "new\nline", "{}"]
-    for number, command in enumerate((["--", "printf", "%s", "{}"], ["--shell", "printf %s {}"])):
+    for number, words in enumerate((["--", "printf", "%s", "{}"], ["--shell", "printf %s {}"])):
         store = f"--store=file:s{number}"
-        done = shell("map", "-0", store, *command, ids="\0".join(hostile))
+        done = shell("map", "-0", store, *words, ids="\0".join(hostile))
         assert done.code == 0, done.err
         listed = shell("ls", "--json", store)
         results = {task["id"]: task["result"]["stdout"] for task in map(json.loads, listed.out.splitlines())}
