@@ -97,5 +97,6 @@ async def wait_until(clock: Clock, event: asyncio.Event, seconds: float | None) 
         await asyncio.wait({sleeping, waiting}, return_when=asyncio.FIRST_COMPLETED)
         return not waiting.done()
     finally:
-        sleeping.cancel()
-        waiting.cancel()
+        if not sleeping.get_loop().is_closed():
+            sleeping.cancel()
+            waiting.cancel()

@@ -143,6 +143,7 @@ class Keeper:
         self._warned_at: float | None = None  # which planned wake-up was told to be late
         self._unanswered: list[tuple[str, BaseException]] = []
         self._closing = False
+        self._closed = False
 
     @property
     def held(self) -> dict[str, Held]:
@@ -181,7 +182,7 @@ class Keeper:
 
     def give_back(self, task_id: str, token: str, rule: Rule, seconds: float) -> None:
         """Ends a claim that nobody uses: tries until the record shows that it has ended, or some seconds are over."""
-        if self._closing and self._task is None:
+        if self._closed:
             return  # the lease runs out
         self._orphans[token] = Orphan(task_id, token, rule, self._clock.monotonic(), seconds)
         if not self._closing:
@@ -210,13 +211,17 @@ class Keeper:
             await asyncio.wait({task})
         if self._claiming:
             await asyncio.wait(self._claiming, timeout=CLOSE_TIME)
-        for orphan in self._orphans.values():
+        now = self._clock.monotonic()
+        orphans = [orphan for orphan in self._orphans.values() if orphan.until > now]
+        for orphan in orphans:
             self._give_back(orphan)
-        if answers := [orphan.answer for orphan in self._orphans.values() if orphan.answer is not None]:
-            await asyncio.wait(answers, timeout=max(0.1, deadline - loop.time()))
-        self._task = None
+        if answers := [orphan.answer for orphan in orphans if orphan.answer is not None]:
+            longest = max(orphan.until for orphan in orphans) - now
+            await asyncio.wait(answers, timeout=max(0.1, min(longest, deadline - loop.time())))
+        self._closed = True
         if left := [orphan for orphan in self._orphans.values() if not orphan.is_free]:
             logger.warning("claims could not be ended, and run out: %s", _named(left))
+        self._orphans.clear()
         if self._held:
             logger.warning(
                 "the tracker was closed while tasks ran; their leases run out: %s", _named(self.held.values())
@@ -344,8 +349,6 @@ class Keeper:
             held.saw(record)
             if held.terms is terms:
                 held.grant(asked)
-            else:
-                self.renew_soon(held)  # the store may have the old length now
 
         held.renewing = self._ask(held.task_id, Renew(terms, held.changes), held.record)
         held.renewing.add_done_callback(answered)

@@ -139,9 +139,14 @@ class RunningTask(Generic[D, R]):
 
     @progress.setter
     def progress(self, value: float | None) -> None:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0):
+        try:
+            number = None if value is None or isinstance(value, bool) else float(value)
+            is_fine = value is None or (number is not None and number - number == 0)
+        except (TypeError, ValueError, OverflowError):
+            is_fine = False
+        if not is_fine:
             raise InvalidValueError(f"progress takes a finite number or None, not {value!r}")
-        self._run.change(progress=value if value is None else float(value))
+        self._run.change(progress=number)
 
     @property
     def note(self) -> str | None:
@@ -385,7 +390,8 @@ class Run(Generic[D, R]):
             if asyncio.get_running_loop().time() > deadline:
                 break
             await self._wait_for(asyncio.ensure_future(asyncio.sleep(0.02)), 1.0)
-        self._give_back()
+        if not future.cancelled():  # else nobody would be there to do it later
+            self._give_back()
 
     def _give_back(self) -> None:
         undo = Release(self.terms.token, NO_CHANGES, counted=False)
@@ -498,7 +504,7 @@ class Run(Generic[D, R]):
             self._finish_later(Release(self.terms.token, self.changes, random.random()))
 
     def _finish_later(self, rule: Rule) -> None:
-        self._keeper.give_back(self.task_id, self.terms.token, rule, max(1.0, self.held.left))
+        self._keeper.give_back(self.task_id, self.terms.token, rule, max(0.5, self.held.left))
 
     def _end_lost(self, exc: BaseException | None, must_go: bool) -> None:
         held = self.held
@@ -610,11 +616,13 @@ class Run(Generic[D, R]):
             OutcomeUnknownError: The store did not answer in time.
         """
         answer = self._submit(rule, known)
-        await self._wait_for(answer, RELEASE_TIME)
+        # After the lease others may claim, and waiting gains nothing.
+        seconds = min(RELEASE_TIME, max(0.1, self.held.left))
+        await self._wait_for(answer, seconds)
         if not answer.done() or answer.cancelled():
             answer.cancel()
             self._finish_later(rule)
-            raise self._unknown(f"the store did not answer within {RELEASE_TIME:g} s")
+            raise self._unknown(f"the store did not answer within {seconds:g} s")
         try:
             return answer.result()
         except (StoreUnavailableError, OutcomeUnknownError) as exc:
@@ -666,7 +674,9 @@ class Run(Generic[D, R]):
         """Raises `RecordTooLargeError` where the record with these changes would not leave room for the run's end."""
         record = self.record
         # What `RESERVE` is for does not count.
-        new = record.replace(**Changes(fields, steps).onto(record) | {"errors": (), "ends": (), "lease": None})
+        new = record.replace(
+            **Changes(fields, steps).onto(record) | {"errors": (), "ends": (), "lease": None, "note": None}
+        )
         check_room(self.task_id, len(new.encode()), self.tracker.max_record_bytes)
 
     async def save(self) -> None:
@@ -817,8 +827,10 @@ def return_type(fn: Callable[..., Any], *args: object) -> Any:
         fn = fn.func
     if fn is asyncio.to_thread and args and callable(args[0]):
         return return_type(args[0], *args[1:])
-    fn = inspect.unwrap(fn)
+    if not (inspect.isfunction(fn) or inspect.ismethod(fn)):
+        fn = type(fn).__call__
     try:
+        fn = inspect.unwrap(fn)
         kind = fn.__annotations__["return"]
         if isinstance(kind, str):
             # The return alone: names of other parameters may exist for the type checker only.

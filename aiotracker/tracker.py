@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, TypedDict
 
 import anyio
 import msgspec
@@ -30,7 +30,7 @@ from .leases import Keeper
 from .running import Run, RunningTask, _fitting, _plain, check_async, check_room, check_seconds, return_type
 from .work import Worker, WorkSummary
 
-__all__ = ["BaseTracker"]
+__all__ = ["BaseTracker", "Options"]
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
@@ -38,6 +38,21 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 WINDOW = 1000  # updates of a bulk verb that are under way at once, so that they share commits
+
+
+class Options(TypedDict, Generic[D, R], total=False):
+    """The options of every tracker, see `BaseTracker`: for a backend's `def __init__(self, path, **options:
+    Unpack[Options[D, R]])`, so that type checkers know them, and infer what a tracker's data and results are.
+    """
+
+    lease: float
+    retry: Retry | None
+    data_type: type[D]
+    result_type: type[R]
+    worker: str | None
+    clock: Clock | None
+    clock_skew: float
+    read_only: bool
 
 
 class BaseTracker(Contract, Generic[D, R]):

@@ -397,9 +397,8 @@ class _Named:
                     await self._is_wanted.wait()
         except Exception as exc:
             self._error = exc
-        finally:
-            self._async = None
-            self._worker.change()
+        self._async = None
+        self._worker.change()
 
     @property
     def is_drained(self) -> bool:

@@ -147,8 +147,6 @@ class Query(msgspec.Struct, frozen=True):
         for task in sorted(tasks, key=lambda task: task.id):
             (lacking if getattr(task, field) is None else having).append(task)
         having.sort(key=lambda task: getattr(task, field), reverse=self.descending)
-        if self.descending and field == "id":
-            lacking.reverse()
         return having + lacking
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import TrackerError
-from ._stores import another_store
+from ._stores import another_store, open_store
 from ._torture import torture
 
 __all__ = ["main"]
@@ -51,6 +51,12 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     if find_spec("pytest") is None or find_spec("pytest_asyncio") is None:
         sys.stderr.write("the suite needs pytest and pytest-asyncio: pip install pytest pytest-asyncio\n")
         return 2
+    try:
+        open_store(options.url)
+    except (TrackerError, TypeError) as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 2
+
     import pytest
 
     from ._check import Target
@@ -66,7 +72,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
             has_delete=not options.no_delete,
             has_processes=not options.no_processes and not options.url.startswith("memory:"),
         )
-        args = [str(here), "-c", str(settings), "-p", "no:cacheprovider", "-q", *rest]
+        args = [str(here), "-c", str(settings), f"--rootdir={here.parent}", "-p", "no:cacheprovider", "-q"]
+        args += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *rest]
         return int(pytest.main(args, plugins=[target]))
 
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ LEASE = 2.0  # seconds
 MAX_ATTEMPTS = 100
 DRAIN_TIME = 120.0  # seconds in which workers that nobody disturbs bring everything to its end
 CONCURRENCY = 16
+MAX_PACE = 1.0  # seconds that a body takes on average, at the most
 
 
 class Report(msgspec.Struct):
@@ -80,16 +82,18 @@ async def torture(
         tasks: How many.
         seconds: How long they are disturbed; then they have time to finish.
         seed: Of the disturbances.
-        folder: Where the histories are written; by default a temporary one, kept if a promise was broken.
+        folder: Where the histories are written; by default a temporary one, which is kept if a promise was broken.
         say: Is told how it goes.
     """
     began = time.monotonic()
     chance = random.Random(seed)
-    folder = folder or Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiotracker-torture-"))
     ids = [f"task-{index}" for index in range(tasks)]
     async with open_store(reference, lease=LEASE) as tracker:
         added = await _add(tracker, ids)
-    crew = _Crew(reference, folder, tasks, seed)
+    histories = folder or Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiotracker-torture-"))
+    # So that there is something to disturb all the time.
+    pace = min(MAX_PACE, workers * CONCURRENCY * seconds / tasks / 2)
+    crew = _Crew(reference, histories, tasks, seed, pace)
     try:
         await asyncio.to_thread(crew.start, workers)
         until = began + seconds
@@ -111,7 +115,9 @@ async def torture(
         violations.append(Violation("*", "nothing is stuck", f"workers did not finish within {DRAIN_TIME:g} s"))
     violations += [Violation("*", "workers end well", error) for error in crew.errors]
     counts = Counter(event.kind if event.kind != "ended" else event.outcome for event in events)
-    return Report(tasks, crew.kills, crew.pauses, counts, time.monotonic() - began, violations, str(folder))
+    if folder is None and not violations:
+        await asyncio.to_thread(shutil.rmtree, histories)
+    return Report(tasks, crew.kills, crew.pauses, counts, time.monotonic() - began, violations, str(histories))
 
 
 async def _add(tracker: BaseTracker[Any, Any], ids: list[str]) -> list[Event]:
@@ -127,8 +133,8 @@ async def _add(tracker: BaseTracker[Any, Any], ids: list[str]) -> list[Event]:
 class _Crew:
     """The worker processes, and what is done to them. Used by one thread at a time."""
 
-    def __init__(self, reference: str, folder: Path, tasks: int, seed: int) -> None:
-        self._args = [reference, str(folder), str(tasks)]
+    def __init__(self, reference: str, folder: Path, tasks: int, seed: int, pace: float) -> None:
+        self._args = [reference, str(folder), str(tasks), str(pace)]
         self._folder = folder
         self._seed = seed
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -209,10 +215,13 @@ class _Crew:
 class _Worker:
     """One worker process: it runs every task that it can get, until all are final, and writes down what it does."""
 
-    def __init__(self, tracker: BaseTracker[Any, Any], history: int, name: str, chance: random.Random) -> None:
+    def __init__(
+        self, tracker: BaseTracker[Any, Any], history: int, name: str, pace: float, chance: random.Random
+    ) -> None:
         self._tracker = tracker
         self._history = history
         self._name = name
+        self._pace = pace
         self._chance = chance
 
     async def run(self, tasks: int) -> None:
@@ -262,7 +271,7 @@ class _Worker:
         dice = self._chance.random()
         outcome = "released"
         try:
-            await asyncio.sleep(self._chance.uniform(0, 0.05))
+            await asyncio.sleep(self._chance.uniform(0, 2 * self._pace))
             self._write("effect", task)
             if dice < 0.1:
                 await asyncio.sleep(self._chance.uniform(0, LEASE))
@@ -298,12 +307,12 @@ class _Worker:
         os.write(self._history, msgspec.json.encode(event) + b"\n")
 
 
-async def _work(reference: str, folder: str, tasks: str, number: str, seed: str) -> None:
+async def _work(reference: str, folder: str, tasks: str, pace: str, number: str, seed: str) -> None:
     name = f"worker-{number}"
     history = os.open(Path(folder) / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     retry = Retry(MAX_ATTEMPTS, delay=0)
     async with open_store(reference, lease=LEASE, retry=retry, worker=name) as tracker:
-        await _Worker(tracker, history, name, random.Random(f"{seed}/{number}")).run(int(tasks))
+        await _Worker(tracker, history, name, float(pace), random.Random(f"{seed}/{number}")).run(int(tasks))
     with contextlib.suppress(OSError):
         os.close(history)
 

@@ -52,8 +52,9 @@ def test_check_takes_a_function_and_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "test_dump_replaces_only_the_version_that_it_was_made_for" in done.stdout
 
 
-def test_an_unknown_store_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
-    done = run("-m", "aiotracker.testing", "torture", "nowhere:nothing", cwd=tmp_path)
+@pytest.mark.parametrize("command", ["check", "torture"])
+def test_an_unknown_store_is_an_error_that_says_what_there_is(tmp_path: Path, command: str) -> None:
+    done = run("-m", "aiotracker.testing", command, "nowhere:nothing", cwd=tmp_path)
     assert done.returncode == 2
     assert "file:PATH" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,7 +1,6 @@
 """What the parts of the suite have in common."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -237,10 +236,11 @@ class Holder:
         await self.run
 
     async def cancel(self) -> None:
-        """Cancels the body, and waits until it is over."""
+        """Cancels the body, waits until it is over, and raises what the run raises instead of the cancellation."""
         self.run.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.run
+        await asyncio.wait({self.run})
+        if not self.run.cancelled():
+            self.run.result()
 
 
 @asynccontextmanager

@@ -150,22 +150,29 @@ class Cancellation(Base):
         self, make_tracker: MakeTracker, world: str, second: int, late: bool
     ) -> None:
         async with make_tracker(lease=30.0) as tracker:
-            cancelled = finished = 0
-            for wait in range(1, MAX_WAITS):
-                task_id = f"job-{wait}"
-                waits, raised, bodies = await _run_and_cancel(tracker, task_id, world, wait, second, late)
-                if not waits.acted:
-                    assert not raised
-                    break
-                if raised:
-                    cancelled += 1
-                await _check(tracker, task_id, bodies)
-                finished += (await loaded(tracker, task_id)).status is Status.SUCCEEDED
-            else:
-                pytest.fail("it never ends")
-            # Otherwise nothing would have been tested: a run waits at least for the body's own wait.
-            assert cancelled >= 1
-            assert finished < wait
+            assert await _cancel_everywhere(tracker, world, second, late) >= 3, "the body alone waits so often"
+
+    @pytest.mark.parametrize("late", [False, True], ids=["while waiting", "with the answer there"])
+    @pytest.mark.parametrize("second", [0, 1, 2], ids=lambda n: f"then {n} later" if n else "once")
+    @pytest.mark.parametrize("world", ["asyncio", "anyio", "timeout"])
+    async def test_the_same_where_each_request_to_the_store_is_a_wait_of_its_own(
+        self, make_tracker: MakeTracker, world: str, second: int, late: bool
+    ) -> None:
+        async with FaultyTracker(make_tracker(lease=30.0), Faults(delay=0.0001)) as tracker:
+            assert await _cancel_everywhere(tracker, world, second, late) >= 5
+
+
+async def _cancel_everywhere(tracker: BaseTracker[Any, Any], world: str, second: int, late: bool) -> int:
+    """Runs that are cancelled at their first, second, ... wait, until there is none left; at how many."""
+    for wait in range(1, MAX_WAITS):
+        task_id = f"job-{wait}"
+        waits, raised, bodies = await _run_and_cancel(tracker, task_id, world, wait, second, late)
+        if not waits.acted:
+            assert not raised
+            assert bodies == 1
+            return wait - 1
+        await _check(tracker, task_id, bodies)
+    pytest.fail("it never ends")
 
 
 async def _run_and_cancel(

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import anyio
 import pytest
 
 from ..._core.retry import GiveUp, Postpone, Retry
@@ -201,8 +202,11 @@ class FanOut(_Counting):
             assert ran == {"a": 1, "b": 1}
             assert (await loaded(tracker, "more-a")).status is Status.PENDING
 
-    async def test_stop_drains_what_is_under_way_and_starts_nothing_more(self, make_tracker: MakeTracker) -> None:
-        stop = asyncio.Event()
+    @pytest.mark.parametrize("event", [asyncio.Event, anyio.Event], ids=["asyncio", "anyio"])
+    async def test_stop_drains_what_is_under_way_and_starts_nothing_more(
+        self, make_tracker: MakeTracker, event: Callable[[], asyncio.Event]
+    ) -> None:
+        stop = event()
         started: list[str] = []
 
         async def body(task: RunningTask) -> None:

@@ -357,17 +357,19 @@ class ALostLeaseStopsTheWork(Base):
     async def test_what_the_lost_run_did_meanwhile_is_not_recorded_by_the_takeover(
         self, make_tracker: MakeTracker, clock: FakeClock, other_clock: FakeClock
     ) -> None:
-        async with make_tracker(clock=clock) as one, make_tracker(clock=other_clock) as two:
-            async with held(one, "job", data={"n": 0}) as holder:
+        async def change(task: RunningTask[Any]) -> None:
+            task.data["n"] = 1
+            task.progress = 0.5
 
-                async def change(task: RunningTask[Any]) -> None:
-                    task.data["n"] = 1
-                    task.progress = 0.5
-
-                await holder.do(change)
-                other_clock.jump(LEASE + 1 + two.clock_uncertainty)
-                async with two.run("job") as task:
-                    assert task.data == {"n": 0}
+        async with (
+            make_tracker(clock=clock) as one,
+            make_tracker(clock=other_clock) as two,
+            held(one, "job", data={"n": 0}) as holder,
+        ):
+            await holder.do(change)
+            other_clock.jump(LEASE + 1 + two.clock_uncertainty)
+            async with two.run("job") as task:
+                assert task.data == {"n": 0}
 
     async def test_a_body_that_blocks_the_event_loop_is_named(
         self, make_tracker: MakeTracker, clock: FakeClock, caplog: pytest.LogCaptureFixture

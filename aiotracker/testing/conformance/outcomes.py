@@ -259,6 +259,16 @@ class Outcomes(Base):
                 stored = await loaded(tracker, task_id)
                 assert (stored.data, stored.note) == ({"page": 3}, task_id)
 
+    async def test_a_new_attempt_begins_without_progress(self, make_tracker: MakeTracker) -> None:
+        async with make_tracker() as tracker:
+            with pytest.raises(ValueError, match="x"):
+                async with tracker.run("job") as task:
+                    task.progress = 0.9
+                    raise ValueError("x")
+            assert (await loaded(tracker, "job")).progress == 0.9
+            async with tracker.run("job") as task:
+                assert task.progress is None
+
     async def test_progress_and_note_ride_on_renewals(self, make_tracker: MakeTracker, clock: FakeClock) -> None:
         async with make_tracker(clock=clock) as tracker, tracker.run("job") as task:
             task.progress = 0.25

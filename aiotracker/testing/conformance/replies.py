@@ -169,6 +169,27 @@ class LostReplies(Base):
             faults.script("dump", overtaken)
             assert await one.add("job") is True
 
+    async def test_a_claim_that_landed_and_was_overtaken_is_not_made_a_second_time(
+        self, make_tracker: MakeTracker, faults: Faults
+    ) -> None:
+        async with FaultyTracker(make_tracker(), faults) as one, make_tracker() as two:
+
+            async def overtaken(call: Call) -> Any:
+                await call()
+                await two.reset("job", force=True)
+                with suppress(ValueError):
+                    async with two.run("job"):
+                        raise ValueError("by two")
+                raise StoreUnavailableError("injected: the reply was lost, and time passed")
+
+            faults.script("dump", overtaken)
+            with pytest.raises(LeaseLostError):
+                async with one.run("job"):
+                    pytest.fail("entered although its claim was over")
+            stored = await loaded(two, "job")
+            assert [end.outcome for end in stored.ends] == ["lease_lost", "failed"]
+            assert (stored.status, stored.attempts) == (Status.FAILED, 1)
+
     async def test_a_write_that_never_landed_while_somebody_else_claimed_is_a_lost_lease(
         self, make_tracker: MakeTracker, faults: Faults
     ) -> None:
