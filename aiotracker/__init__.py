@@ -1,5 +1,8 @@
 """Tracks business-critical tasks: which are pending, running, failed, done; who holds which; what to run again."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._core.query import Query, Where
 from ._core.retry import GiveUp, Postpone, Retry
 from ._core.task import End, Failure, Lease, Status, Step, Task
@@ -33,12 +36,37 @@ from .tracker import BaseTracker
 from .urls import open_tracker
 from .work import WorkSummary
 
+if TYPE_CHECKING:
+    from .backends.dynamodb import DynamoDBTracker
+    from .backends.postgres import PostgresTracker
+    from .backends.redis import RedisTracker
+    from .backends.s3 import S3Tracker
+    from .backends.sqlite import SqliteTracker
+
+# Imported when they are asked for: their drivers are extras, or cost more to import than all the rest.
+_LAZY = {
+    "DynamoDBTracker": "dynamodb",
+    "PostgresTracker": "postgres",
+    "RedisTracker": "redis",
+    "S3Tracker": "s3",
+    "SqliteTracker": "sqlite",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".backends.{_LAZY[name]}", __name__), name)
+
+
 __all__ = [
+    "UNKNOWN",
     "BaseTracker",
     "Claimable",
     "Clock",
     "ConflictError",
     "Contract",
+    "DynamoDBTracker",
     "End",
     "Failure",
     "FileTracker",
@@ -49,11 +77,15 @@ __all__ = [
     "LeaseLostError",
     "MemoryTracker",
     "OutcomeUnknownError",
+    "PostgresTracker",
     "Postpone",
     "Query",
     "RecordTooLargeError",
+    "RedisTracker",
     "Retry",
     "RunningTask",
+    "S3Tracker",
+    "SqliteTracker",
     "Status",
     "Step",
     "StoreCorruptedError",
@@ -70,7 +102,6 @@ __all__ = [
     "TaskUnavailableError",
     "TrackerError",
     "Transition",
-    "UNKNOWN",
     "UnsupportedError",
     "Where",
     "WorkSummary",

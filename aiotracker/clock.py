@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from ._core.task import BootTime
 
 __all__ = ["BootTime", "Clock", "Moment", "SystemClock", "wait_until"]
 
 
-class Moment(NamedTuple):
+class Moment(msgspec.Struct, frozen=True, gc=False):
     """One moment by all the clocks of this machine: a paused, suspended or shifted process shows on one of them."""
 
     monotonic: float

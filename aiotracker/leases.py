@@ -5,6 +5,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 
+import msgspec
+
 from ._core.task import Task
 from ._core.transitions import Changes, Renew, Rule, Terms, outcome_of
 from .clock import Clock, Moment, wait_until
@@ -26,65 +28,62 @@ CLOSE_TIME = 5.0  # seconds
 NAMED = 5  # tasks named in a warning
 
 
-class Held:
+class Held(msgspec.Struct):
     """One lease that this process holds: how long it lasts by our own clocks, and what to do when it is over.
 
     Attributes:
+        clock: Whose clocks count.
         record: As last read or written under this lease.
+        terms: Of the claim.
+        taken: When the claim was asked for.
+        changes: Of the run; they ride on renewals.
+        body: The asyncio task that is cancelled when the lease is over.
+        timeout_at: When the run's own `timeout` is over, by the monotonic clock.
+        renew_at: When to renew next, by the monotonic clock.
+        renewing: The renewal under way.
         lost: Why the lease is over; `None` while it is not.
         timed_out: The run's own `timeout` is over.
         interrupted: The body was cancelled by us, once.
         unreachable: The latest renewal got no answer from the store.
         ending: The body has ended, and its end is being written.
+        end: When the lease ends, by each clock.
     """
 
-    __slots__ = (
-        "_clock",
-        "_end",
-        "body",
-        "changes",
-        "ending",
-        "interrupted",
-        "lost",
-        "record",
-        "renew_at",
-        "renewing",
-        "taken_at",
-        "task_id",
-        "terms",
-        "timed_out",
-        "timeout_at",
-        "unreachable",
-    )
+    clock: Clock
+    record: Task
+    terms: Terms
+    taken: Moment
+    changes: Changes
+    body: asyncio.Task[object] | None = None
+    timeout_at: float | None = None
+    renew_at: float = 0.0
+    renewing: Answer | None = None
+    lost: str | None = None
+    timed_out: bool = False
+    interrupted: bool = False
+    unreachable: bool = False
+    ending: bool = False
+    end: Moment = Moment(0.0, 0.0, 0.0)
 
-    def __init__(self, clock: Clock, record: Task, terms: Terms, taken: Moment, changes: Changes) -> None:
-        self._clock = clock
-        self.task_id = record.id
-        self.record = record
-        self.terms = terms
-        self.changes = changes
-        self.body: asyncio.Task[object] | None = None
-        self.timeout_at: float | None = None
-        self.taken_at = taken.monotonic
-        self.renewing: Answer | None = None
-        self.lost: str | None = None
-        self.timed_out = False
-        self.interrupted = False
-        self.unreachable = False
-        self.ending = False
-        self.grant(taken)
+    def __post_init__(self) -> None:
+        self.grant(self.taken)
+
+    @property
+    def task_id(self) -> str:
+        """Whose lease it is."""
+        return self.record.id
 
     def grant(self, asked: Moment) -> None:
         """A full term, counted from before the request that took it."""
         ttl = self.terms.ttl
-        self._end = Moment(asked.monotonic + ttl, asked.boot + ttl, asked.wall + ttl)
+        self.end = Moment(asked.monotonic + ttl, asked.boot + ttl, asked.wall + ttl)
         self.renew_at = asked.monotonic + ttl * RENEW_AT * (1 - JITTER * random.random())
 
     def ask(self, asked: Moment) -> None:
         """A term has been asked for. If it is shorter than what is left, it counts before it is granted."""
-        ttl, end = self.terms.ttl, self._end
+        ttl, end = self.terms.ttl, self.end
         if asked.monotonic + ttl < end.monotonic:
-            self._end = Moment(asked.monotonic + ttl, min(asked.boot + ttl, end.boot), min(asked.wall + ttl, end.wall))
+            self.end = Moment(asked.monotonic + ttl, min(asked.boot + ttl, end.boot), min(asked.wall + ttl, end.wall))
 
     def saw(self, record: Task) -> None:
         """Keeps the latest of the records that are read or written, in whatever order their answers come."""
@@ -94,12 +93,12 @@ class Held:
     @property
     def left(self) -> float:
         """Seconds until the lease ends, by the least favourable of our clocks."""
-        now, end = self._clock.moment(), self._end
+        now, end = self.clock.moment(), self.end
         return min(end.monotonic - now.monotonic, end.boot - now.boot, end.wall - now.wall)
 
     def check(self) -> bool:
         """Whether a write still makes sense; notes the loss where not."""
-        now, end = self._clock.moment(), self._end
+        now, end = self.clock.moment(), self.end
         over = now.monotonic >= end.monotonic or now.boot >= end.boot or now.wall >= end.wall
         if over and self.lost is None:
             self.lost = "not renewed before its end: this process was paused, blocked, or cut off from the store"
@@ -153,7 +152,7 @@ class Keeper:
     def enter(self, held: Held) -> None:
         """Renews this lease from now on."""
         self._held[held.terms.token] = held
-        wake_at = held.taken_at + held.terms.ttl / LAG_TICKS
+        wake_at = held.taken.monotonic + held.terms.ttl / LAG_TICKS
         if held.timeout_at is not None and held.timeout_at < wake_at:
             wake_at = held.timeout_at
         if wake_at < self._wake_at or self._task is None or self._task.done():

@@ -32,7 +32,6 @@ from ._core.transitions import (
     Renew,
     Rule,
     Succeed,
-    Terms,
     outcome_of,
 )
 from .contract import UNKNOWN
@@ -266,11 +265,9 @@ class Run(Generic[D, R]):
     __slots__ = (
         "_cancelled",
         "_cancelling",
-        "_explicit",
-        "_force",
+        "_claim",
         "_keeper",
         "_known",
-        "_new_data",
         "_retry",
         "_running",
         "_timeout",
@@ -286,29 +283,17 @@ class Run(Generic[D, R]):
     held: Held
 
     def __init__(
-        self,
-        tracker: "BaseTracker[D, R]",
-        task_id: str,
-        terms: Terms,
-        retry: Retry,
-        *,
-        data: Any,
-        timeout: float | None,
-        force: bool,
-        explicit: bool,
-        known: Task | None,
+        self, tracker: "BaseTracker[D, R]", claim: Claim, retry: Retry, timeout: float | None, known: Task | None
     ) -> None:
         self.tracker = tracker
-        self.task_id = task_id
-        self.terms = terms
+        self.task_id = claim.task_id
+        self.terms = claim.terms
         self.result_type = tracker.result_type
         self.changes = Changes(NO_CHANGES.fields, NO_CHANGES.steps)
+        self._claim: Claim | None = claim  # until it is made
         self._keeper = tracker.keeper
         self._retry = retry
-        self._new_data = data
         self._timeout = timeout
-        self._force = force
-        self._explicit = explicit
         self._known = known
         self._cancelling = 0  # of the body's asyncio task, before the body
         self._cancelled = False  # somebody cancelled while the end was written
@@ -323,31 +308,26 @@ class Run(Generic[D, R]):
     # -- the claim
 
     async def __aenter__(self) -> RunningTask[D, R]:
-        if self._running is not None:
+        claim, self._claim = self._claim, None
+        if claim is None:
             raise RuntimeError("a run is entered once; call tracker.run(...) again for another")
         tracker = self.tracker
         body = asyncio.current_task(tracker.loop)
         if body is None:
             raise RuntimeError("a tracker is used on the event loop that opened it")
         asked = tracker.clock.moment()
-        claim = Claim(
-            self.task_id,
-            self.terms,
-            tracker.judge,
-            self._retry.max_attempts,
-            self._new_data,
-            self._force,
-            self._explicit,
-        )
         answer = tracker.update(self.task_id, claim, known=self._known)
         # A future comes from a store that undoes by itself a claim whose waiter has gone; a coroutine goes on.
         undoes = isinstance(answer, asyncio.Future) and not isinstance(answer, asyncio.Task)
-        future = asyncio.ensure_future(answer)
         try:
-            record = await (future if undoes else asyncio.shield(future))
+            if undoes:
+                record = await answer
+            else:
+                answer = asyncio.ensure_future(answer)
+                record = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            if not (undoes and future.cancelled()):
-                await self._undo(future)
+            if isinstance(answer, asyncio.Future) and not (undoes and answer.cancelled()):
+                await self._undo(answer)
             raise
         except (StoreUnavailableError, OutcomeUnknownError):
             self._give_back()
@@ -444,7 +424,7 @@ class Run(Generic[D, R]):
                 logger.warning("while %r was cancelled: %s: %s", self.task_id, type(error).__name__, error)
         finally:
             keeper.leave(held)
-            self._take_interrupt_back()
+            self._running = None  # or the two would keep each other until the garbage collector comes
         if self._cancelled and not (isinstance(exc, asyncio.CancelledError) or _is_exit(exc)):
             raise asyncio.CancelledError
         return False

@@ -21,8 +21,8 @@ from typing_extensions import ParamSpec, TypeVar, Unpack
 from ._core.codec import check_id
 from ._core.query import Query, Where, aware
 from ._core.retry import Retry
-from ._core.task import Status, Task
-from ._core.transitions import Add, Aim, Ignore, Judge, Purge, Reset, Rule, Terms
+from ._core.task import Task
+from ._core.transitions import Add, Aim, Claim, Ignore, Judge, Purge, Reset, Rule, Terms
 from .clock import Clock, SystemClock
 from .contract import Contract
 from .errors import InvalidValueError, StoreError, TaskSucceededError, UnsupportedError
@@ -91,7 +91,7 @@ class BaseTracker(Contract, Generic[D, R]):
         read_only: bool = False,
     ) -> None:
         self.lease = check_seconds("lease", lease)
-        self.retry = _check_retry(retry) or Retry()
+        self.retry = Retry() if retry is None else _check_retry(retry)
         self.data_type: Any = data_type
         self.result_type: Any = result_type
         self.clock = clock or SystemClock()
@@ -134,6 +134,17 @@ class BaseTracker(Contract, Generic[D, R]):
         self.judge = Judge(self._boot, self.clock_skew + self.clock_uncertainty)
         self._keeper = Keeper(self.clock, lambda task_id, rule, known: self.update(task_id, rule, known=known))
         return self
+
+    async def init(self) -> None:
+        """Makes what the store needs before it is used for the first time: tables of a database. May be called again.
+
+        Most stores make themselves: they are opened and closed once.
+
+        Raises:
+            StoreError: It cannot be done, or what is there is of another kind or release; nothing was changed.
+        """
+        async with self:
+            pass
 
     async def aclose(self) -> None:
         """Closes what `open` opened. Runs must have ended before; a lease that is still held then runs out."""
@@ -227,17 +238,10 @@ class BaseTracker(Contract, Generic[D, R]):
         self._check_id(task_id)
         ttl = self.lease if lease is None else check_seconds("lease", lease)
         terms = Terms(self._names.new(), self.worker, ttl, self._boot)
-        return Run(
-            self,
-            task_id,
-            terms,
-            _check_retry(retry) or self.retry,
-            data=None if data is None else self._plain_data(task_id, data),
-            timeout=None if timeout is None else check_seconds("timeout", timeout),
-            force=force,
-            explicit=explicit,
-            known=known,
-        )
+        retry = self.retry if retry is None else _check_retry(retry)
+        stored = None if data is None else self._plain_data(task_id, data)
+        claim = Claim(task_id, terms, self.judge, retry.max_attempts, stored, force, explicit)
+        return Run(self, claim, retry, None if timeout is None else check_seconds("timeout", timeout), known)
 
     async def call(self, task_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls an async function once for this id, and gives its result then and every other time.
@@ -317,7 +321,7 @@ class BaseTracker(Contract, Generic[D, R]):
             concurrency=_check_count("concurrency", concurrency),
             limit=None if limit is None else _check_count("limit", limit),
             forever=forever,
-            retry=_check_retry(retry) or self.retry,
+            retry=self.retry if retry is None else _check_retry(retry),
             stop=stop,
             grace=grace,
             on_done=on_done,
@@ -433,14 +437,14 @@ class BaseTracker(Contract, Generic[D, R]):
                     if left == 0:
                         return
 
-    async def count(self, **where: Unpack[Where]) -> Counter[Status]:
+    async def count(self, **where: Unpack[Where]) -> Counter[str]:
         """How many tasks match, by status; a status that none has counts 0.
 
         Raises:
             InvalidValueError: A filter is unknown, or has a value that it cannot have.
             UnsupportedError: The backend has no `scan`.
         """
-        counts: Counter[Status] = Counter()
+        counts: Counter[str] = Counter()
         async for task in self._find(self._query(where)):
             counts[task.status] += 1
         return counts
@@ -620,8 +624,8 @@ def _start_again() -> None:
         names.start_again()
 
 
-def _check_retry(retry: Retry | None) -> Retry | None:
-    if retry is not None and not isinstance(retry, Retry):
+def _check_retry(retry: Retry) -> Retry:
+    if not isinstance(retry, Retry):
         raise InvalidValueError(f"retry takes a Retry, e.g. Retry(max_attempts=5), not {retry!r}")
     return retry
 

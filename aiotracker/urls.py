@@ -5,15 +5,50 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlencode
+
+import msgspec
 
 from .errors import InvalidValueError
 from .tracker import BaseTracker
 
 __all__ = ["open_tracker"]
 
-# scheme: (module, class, what stands behind the colon, parameters that a URL may give and how they are read)
-_SCHEMES: dict[str, tuple[str, str, str, dict[str, Callable[[str], Any]]]] = {}
+Reader = Callable[[str], Any]
+
+
+def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
+    """The tracker of a store; open it with `async with` or `open()`.
+
+    Args:
+        url: `memory:`, `file:PATH`, `folder:PATH`, `sqlite:PATH`, `postgresql://...`, `redis://...`,
+            `dynamodb://TABLE` or `s3://BUCKET/PREFIX`. Options of the tracker may follow as `?name=value&...`:
+            `lease`, `clock_skew`, `worker`, `read_only`, and the store's own, such as `namespace`, `endpoint_url` or
+            `region`. In a path, `%3F` stands for a question mark.
+        **options: Of the tracker, such as `retry=`, `lease=`, `data_type=`.
+
+    Raises:
+        InvalidValueError: The URL or an option is not known; the message says what is.
+        ImportError: The store's driver is not installed; the message says how to install it.
+    """
+    if not isinstance(url, str):
+        raise InvalidValueError(f"open_tracker takes a URL as str, not {url!r}")
+    name, colon, rest = url.partition(":")
+    if not colon or name not in _SCHEMES:
+        raise InvalidValueError(_no_scheme(url, name if colon else ""))
+    scheme = _SCHEMES[name]
+    address, _, query = rest.partition("?")
+    settings, others = _read(url, query, _COMMON | scheme.parameters, scheme.takes_others)
+    target = scheme.target(f"{name}:{address}{'?' if others else ''}{urlencode(others)}")
+    if target is None:
+        raise InvalidValueError(f"{url!r} does not name a store; write {name}:{scheme.shape}")
+    cls = getattr(import_module(f".backends.{scheme.module}", __package__), scheme.tracker)
+    known = _options(cls)
+    for option in options:
+        if option not in known:
+            raise InvalidValueError(f"{scheme.tracker} has no option {option!r}{_hint(option, known)}")
+    tracker: BaseTracker[Any, Any] = cls(*target, **(settings | options))
+    return tracker
 
 
 def _truth(text: str) -> bool:
@@ -24,64 +59,94 @@ def _truth(text: str) -> bool:
     raise ValueError("takes true or false")
 
 
-_COMMON: dict[str, Callable[[str], Any]] = {
-    "lease": float,
-    "clock_skew": float,
-    "worker": str,
-    "read_only": _truth,
+# What stands in a URL, as the first arguments of a tracker; None: nothing that could be one.
+
+
+def _nothing(url: str) -> tuple[()] | None:
+    return None if url.partition(":")[2] else ()
+
+
+def _path(url: str) -> tuple[str] | None:
+    path = unquote(url.partition(":")[2])
+    return (path,) if path else None
+
+
+def _name(url: str) -> tuple[str] | None:
+    rest = url.partition(":")[2]
+    name = unquote(rest.removeprefix("//").rstrip("/"))
+    return (name,) if rest.startswith("//") and name else None
+
+
+def _bucket(url: str) -> tuple[str, str] | None:
+    rest = url.partition(":")[2]
+    bucket, _, prefix = rest.removeprefix("//").partition("/")
+    return (unquote(bucket), unquote(prefix)) if rest.startswith("//") and bucket else None
+
+
+def _whole(url: str) -> tuple[str] | None:
+    return (url,) if url.partition(":")[2].startswith("//") else None
+
+
+class _Scheme(msgspec.Struct, frozen=True):
+    module: str
+    tracker: str
+    shape: str  # of what stands behind the colon
+    target: Callable[[str], tuple[str, ...] | None]
+    parameters: dict[str, Reader]  # of its own, and how they are read
+    takes_others: bool = False  # parameters that we do not know are the driver's
+
+
+_COMMON: dict[str, Reader] = {"lease": float, "clock_skew": float, "worker": str, "read_only": _truth}
+_SPACE: dict[str, Reader] = {"namespace": str}
+_AWS: dict[str, Reader] = {"endpoint_url": str, "region": str, "profile": str}
+_POSTGRES = _Scheme(
+    "postgres",
+    "PostgresTracker",
+    "//USER:PASSWORD@HOST/DATABASE",
+    _whole,
+    _SPACE | {"schema": str, "max_connections": int},
+    takes_others=True,
+)
+_REDIS = _Scheme(
+    "redis", "RedisTracker", "//HOST:PORT/NUMBER", _whole, _SPACE | {"wait_replicas": int, "wait_time": float}
+)
+_SCHEMES: dict[str, _Scheme] = {
+    "memory": _Scheme("memory", "MemoryTracker", "", _nothing, {}),
+    "file": _Scheme("file", "FileTracker", "PATH", _path, {"fsync": _truth, "allow_unsafe": _truth}),
+    "folder": _Scheme("folder", "FolderTracker", "PATH", _path, {"allow_unsafe": _truth}),
+    "sqlite": _Scheme("sqlite", "SqliteTracker", "PATH", _path, _SPACE | {"synchronous": str, "allow_unsafe": _truth}),
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "unix": _REDIS,
+    "dynamodb": _Scheme(
+        "dynamodb",
+        "DynamoDBTracker",
+        "//TABLE",
+        _name,
+        _SPACE | _AWS | {"ttl": float, "consistent_queries": _truth},
+    ),
+    "s3": _Scheme("s3", "S3Tracker", "//BUCKET/PREFIX", _bucket, _AWS | {"path_style": _truth}),
 }
 
-_SCHEMES |= {
-    "memory": ("memory", "MemoryTracker", "", {}),
-    "file": ("file", "FileTracker", "PATH", {"fsync": _truth, "allow_unsafe": _truth}),
-    "folder": ("folder", "FolderTracker", "PATH", {"allow_unsafe": _truth}),
-}
 
-
-def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
-    """The tracker of a store; open it with `async with` or `open()`.
-
-    Args:
-        url: `memory:`, `file:PATH` or `folder:PATH`. Options of the tracker may follow as `?name=value&...`: `lease`,
-            `clock_skew`, `worker`, `read_only`, and the store's own, such as `fsync` for files. In a path, `%3F`
-            stands for a question mark.
-        **options: Of the tracker, such as `retry=`, `lease=`, `data_type=`.
-
-    Raises:
-        InvalidValueError: The URL or an option is not known; the message says what is.
-    """
-    if not isinstance(url, str):
-        raise InvalidValueError(f"open_tracker takes a URL as str, not {url!r}")
-    scheme, colon, rest = url.partition(":")
-    if not colon or scheme not in _SCHEMES:
-        raise InvalidValueError(_no_scheme(url, scheme if colon else ""))
-    module_name, class_name, what, parameters = _SCHEMES[scheme]
-    path, _, query = rest.partition("?")
-    path = unquote(path)
-    if what and not path:
-        raise InvalidValueError(f"{url!r} names no store; write {scheme}:{what}")
-    if not what and path:
-        raise InvalidValueError(f"nothing follows {scheme}: in {url!r}")
-    settings = _read(url, query, _COMMON | parameters)
-    cls = getattr(import_module(f".backends.{module_name}", __package__), class_name)
-    known = _options(cls)
-    for name in options:
-        if name not in known:
-            raise InvalidValueError(f"{class_name} has no option {name!r}{_hint(name, known)}")
-    tracker: BaseTracker[Any, Any] = cls(*([path] if what else []), **(settings | options))
-    return tracker
-
-
-def _read(url: str, query: str, readers: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+def _read(
+    url: str, query: str, readers: dict[str, Reader], takes_others: bool
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     settings: dict[str, Any] = {}
+    others: list[tuple[str, str]] = []
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in readers:
-            raise InvalidValueError(f"{url!r} has an unknown parameter {name!r}{_hint(name, list(readers))}")
+            if not takes_others:
+                raise InvalidValueError(f"{url!r} has an unknown parameter {name!r}{_hint(name, list(readers))}")
+            others.append((name, text))
+            continue
         try:
             settings[name] = readers[name](text)
         except ValueError as exc:
             raise InvalidValueError(f"{name} in {url!r} cannot be {text!r}: {exc}") from exc
-    return settings
+    return settings, others
 
 
 def _options(cls: type) -> list[str]:
@@ -93,11 +158,11 @@ def _options(cls: type) -> list[str]:
     return names
 
 
-def _no_scheme(url: str, scheme: str) -> str:
-    known = ", ".join(f"{name}:{what}" for name, (_, _, what, _) in _SCHEMES.items())
-    if not scheme:
+def _no_scheme(url: str, name: str) -> str:
+    known = ", ".join(f"{name}:{scheme.shape}" for name, scheme in _SCHEMES.items())
+    if not name:
         return f"{url!r} is no URL of a store; for a local folder write file:{url}. There are: {known}"
-    return f"unknown kind of store {scheme!r} in {url!r}{_hint(scheme, list(_SCHEMES))}. There are: {known}"
+    return f"unknown kind of store {name!r} in {url!r}{_hint(name, list(_SCHEMES))}. There are: {known}"
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -2,15 +2,31 @@
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import compare, contend, lifecycle, scale
-from .contenders import PEERS
+from . import contend, lifecycle, scale
 from .machine import folder_of, machine
 from .process import ChildFailedError
 from .report import say, show
 
+
+class Comparison(NamedTuple):
+    """What `compare KIND` does by default."""
+
+    module: str
+    tasks: int
+    concurrency: int
+
+
+COMPARISONS = {
+    "file": Comparison(".compare", 20_000, 1000),
+    "sqlite": Comparison(".compare_sqlite", 20_000, 1000),
+    "postgres": Comparison(".compare_postgres", 5_000, 200),
+    "redis": Comparison(".compare_redis", 10_000, 200),
+    "dynamodb": Comparison(".compare_dynamodb", 1_000, 64),
+}
 BUSY = 4  # a load of a quarter of the cores
 
 
@@ -79,20 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser("compare", help="aiotracker and its peers in turns")
-    _add_kind(command)
-    command.add_argument("--tasks", type=_count, default=20_000, help="new ids of each run (%(default)s)")
-    command.add_argument("--concurrency", type=_count, default=1000, help="coroutines (%(default)s)")
+    _add_kind(command, *COMPARISONS)
+    command.add_argument("--tasks", type=_count, help="new ids of each run (20,000; fewer where a peer is slow)")
+    command.add_argument("--concurrency", type=_count, help="coroutines (as the figures to reach say)")
     command.add_argument("--rounds", type=_count, default=3, help="of turns; medians are told (%(default)s)")
-    command.add_argument("--peers", default=",".join(PEERS), help="with commas between them (%(default)s)")
-    command.set_defaults(
-        measure=lambda o: compare.measure(
-            o.dir, tasks=o.tasks, concurrency=o.concurrency, rounds=o.rounds, peers=_peers(o.peers)
-        ),
-        folder=lambda o: o.dir,
-    )
+    command.add_argument("--peers", help="with commas between them (all)")
+    command.set_defaults(measure=_compare, folder=lambda o: o.dir)
 
     command = commands.add_parser("scale", help="a store with a million tasks")
-    _add_kind(command)
+    _add_kind(command, "file")
     command.add_argument("--tasks", type=_count, default=1_000_000, help="in the store (%(default)s)")
     command.set_defaults(measure=lambda o: scale.measure(o.dir, tasks=o.tasks), folder=lambda o: o.dir)
 
@@ -101,8 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_kind(command: argparse.ArgumentParser) -> None:
-    command.add_argument("kind", choices=["file"], help="kind of store")
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    comparison = COMPARISONS[options.kind]
+    module = import_module(comparison.module, __package__)
+    peers = _peers(options.peers, module.PEERS)
+    result: dict[str, Any] = module.measure(
+        options.dir,
+        tasks=options.tasks or comparison.tasks,
+        concurrency=options.concurrency or comparison.concurrency,
+        rounds=options.rounds,
+        peers=peers,
+    )
+    return result
+
+
+def _add_kind(command: argparse.ArgumentParser, *kinds: str) -> None:
+    command.add_argument("kind", choices=kinds, help="kind of store")
     command.add_argument(
         "--dir", type=Path, default=Path(".bench"), help="on a real disk; fresh folders are made in it (%(default)s)"
     )
@@ -116,10 +141,10 @@ def _count(text: str) -> int:
     return value
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, text.split(",")))
-    if unknown := set(names) - set(PEERS):
-        raise ValueError(f"no such peers: {', '.join(sorted(unknown))}; there are: {', '.join(PEERS)}")
+def _peers(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = known if text is None else tuple(filter(None, text.split(",")))
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no such peers: {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     return names
 
 

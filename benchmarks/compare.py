@@ -13,7 +13,7 @@ from .numbers import middle, significant
 from .process import MissingPackageError, run
 from .report import Figure, figure, say
 
-__all__ = ["measure"]
+__all__ = ["PEERS", "in_turns", "measure", "medians", "ratio", "run_peer"]
 
 FEWER = 100  # coroutines of the second comparison
 PROCESSES = (2, 4)
@@ -47,8 +47,8 @@ def measure(
             f"file:{store}", tasks, concurrency, processes
         )
     for name in peers:
-        turns[name] = lambda path, name=name: _run_peer(name, path, tasks, concurrency)  # type: ignore[misc]  # as above
-    for number, (name, turn) in _in_turns(turns, rounds):
+        turns[name] = lambda path, name=name: run_peer(name, path, tasks, concurrency)  # type: ignore[misc]  # as above
+    for number, (name, turn) in in_turns(turns, rounds):
         if name in missing:
             continue
         with fresh(folder) as made:
@@ -60,11 +60,11 @@ def measure(
                 continue
         runs.setdefault(name, []).append(result)
         say(f"round {number} of {rounds}: {name}: {result['per_second']:,.0f}/s")
-    results = {name: _medians(of_one) for name, of_one in runs.items()}
+    results = {name: medians(of_one) for name, of_one in runs.items()}
     result = {
         "ours": results["ours"],
         "peers": {name: results[name] for name in peers if name in results},
-        "ratios": {name: _ratio(results["ours"], results[name]) for name in peers if name in results},
+        "ratios": {name: ratio(results["ours"], results[name]) for name in peers if name in results},
         "missing": missing,
         "sections": _sections(folder, results, concurrency, tasks, rounds),
     }
@@ -72,7 +72,7 @@ def measure(
     return result
 
 
-def _in_turns(
+def in_turns(
     turns: dict[str, Callable[[Path], dict[str, Any]]], rounds: int
 ) -> Iterator[tuple[int, tuple[str, Callable[[Path], dict[str, Any]]]]]:
     order = list(turns.items())
@@ -83,13 +83,13 @@ def _in_turns(
             yield number + 1, turn
 
 
-def _run_peer(name: str, folder: Path, tasks: int, concurrency: int) -> dict[str, Any]:
+def run_peer(name: str, folder: Path, tasks: int, concurrency: int) -> dict[str, Any]:
     target = f"benchmarks.contenders.{name}:run"
     seen = run(target, folder=str(folder), tasks=tasks, concurrency=concurrency)
     return summarised(name, tasks, concurrency, 1, [seen])
 
 
-def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     result = dict(runs[0])
     for name in ("seconds", "per_second", "p50_ms", "p99_ms"):
         result[name] = significant(middle([one[name] for one in runs]))
@@ -100,7 +100,7 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _ratio(one: dict[str, Any], other: dict[str, Any] | None) -> float | None:
+def ratio(one: dict[str, Any], other: dict[str, Any] | None) -> float | None:
     return None if other is None else significant(one["per_second"] / other["per_second"])
 
 
@@ -117,11 +117,11 @@ def _sections(
     say("importing")
     sections: dict[str, dict[str, Any]] = {
         "one_at_a_time": one,
-        "fewer_coroutines": fewer | {"ratio_abstract_tracker": _ratio(fewer, results.get("abstract_tracker"))},
+        "fewer_coroutines": fewer | {"ratio_abstract_tracker": ratio(fewer, results.get("abstract_tracker"))},
     }
     for processes in PROCESSES:
         several = results[f"ours, {processes} processes"]
-        sections[f"processes_{processes}"] = several | {"ratio_one_process": _ratio(several, results["ours"])}
+        sections[f"processes_{processes}"] = several | {"ratio_one_process": ratio(several, results["ours"])}
     sections["step"] = step
     sections["import"] = imports.measure(max(3, rounds))
     return sections

@@ -88,13 +88,13 @@ async def start_worker(limit: int | None) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments)
 
 
-async def look() -> Counter[Status]:
+async def look() -> Counter[str]:
     """How it stands, from outside, beside whoever works."""
     async with FileTracker(STORE, read_only=True) as tracker:
         return await tracker.count()
 
 
-async def run_and_kill(limit: int | None, enough: int) -> Counter[Status]:
+async def run_and_kill(limit: int | None, enough: int) -> Counter[str]:
     """The first run: ended by SIGKILL, which gives nobody a chance to tidy up."""
     worker = await start_worker(limit)
     async with FileTracker(STORE, read_only=True) as tracker:
@@ -110,7 +110,7 @@ async def run_and_kill(limit: int | None, enough: int) -> Counter[Status]:
     return await look()
 
 
-async def run_to_the_end(limit: int | None) -> Counter[Status]:
+async def run_to_the_end(limit: int | None) -> Counter[str]:
     """The second run."""
     worker = await start_worker(limit)
     if await worker.wait() != 0:
@@ -143,9 +143,9 @@ async def demo(limit: int | None) -> None:
     await check(total)
 
 
-def final(counts: Counter[Status]) -> int:
+def final(counts: Counter[str]) -> int:
     """How many have an outcome."""
-    return sum(number for status, number in counts.items() if status.is_final)
+    return sum(number for status, number in counts.items() if Status(status).is_final)
 
 
 # -- what is to be seen in the end

@@ -35,6 +35,7 @@ LAYERS = [
     "signals",
     "analytics",
     "doctor",
+    "copying",
     "testing",
     "cli",
 ]

@@ -102,28 +102,33 @@ async def test_an_unanswered_renewal_does_not_hold_up_those_of_others(store: Sto
         clock.jump(1)
         await settle()
     assert not runs[1].done()
+    assert store.asked.count("Renew stuck") > 1, "it is asked again inside what is left"
     with pytest.raises(LeaseLostError):
         await runs[0]
     store.answer = None
     await end(runs[1])
 
 
-async def test_a_store_that_raises_at_once_ends_no_keeper(store: Store, clock: FakeClock, monkeypatch: Any) -> None:
-    runs = [await hold(store, name) for name in ("one", "two")]
+async def test_a_store_that_raises_at_once_for_one_lease_does_not_stop_the_others(
+    store: Store, clock: FakeClock, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [await hold(store, name) for name in ("broken", "fine")]
+    update = store.update
 
-    def broken(*_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError
+    def broken(task_id: str, *args: Any, **options: Any) -> Any:
+        if task_id == "broken":
+            raise ZeroDivisionError
+        return update(task_id, *args, **options)
 
     monkeypatch.setattr(store, "update", broken)
-    for _ in range(25):
+    for _ in range(130):
         clock.jump(1)
         await settle()
-    monkeypatch.undo()
-    for _ in range(70):
-        clock.jump(1)
-        await settle()
-    assert not any(run.done() for run in runs)
-    await end(*runs)
+    assert not runs[1].done()
+    assert "the lease keeper failed" not in caplog.text
+    with pytest.raises(LeaseLostError):
+        await runs[0]
+    await end(runs[1])
 
 
 async def test_many_failed_renewals_are_one_line_of_the_log(

@@ -639,6 +639,41 @@ async def test_an_error_is_recorded_within_a_bound_although_all_threads_are_busy
     assert "in test_an_error_is_recorded_within_a_bound" in error.traceback
 
 
+async def test_a_failed_step_is_recorded_within_a_bound_although_all_threads_are_busy(
+    memory: MemoryTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_module, "DESCRIBE_TIME", 0.01)
+
+    async def bad() -> None:
+        raise ValueError("bad")
+
+    async with memory.run("job") as task:
+        stuck: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", lambda *_: stuck)
+        async with asyncio.timeout(5):
+            with pytest.raises(ValueError, match="bad"):
+                await task.step("s", bad)
+        monkeypatch.undo()
+    assert (await record(memory)).steps[0].error is not None
+
+
+async def test_a_lost_lease_is_told_as_this_ones_although_the_body_raised_that_of_another(
+    timed: MemoryTracker, clock: FakeClock
+) -> None:
+    with pytest.raises(LeaseLostError) as raised:
+        async with timed.run("job") as task:
+            clock.jump(61)
+            raise LeaseLostError("of another", "other", task.fence)
+    assert raised.value.task_id == "job"
+
+
+async def test_a_long_note_takes_no_room_from_the_data(memory: MemoryTracker) -> None:
+    async with memory.run("job") as task:
+        task.note = "\x01" * 2000
+        task.data = "x" * (memory.max_record_bytes - running_module.RESERVE - 300)
+        await task.save()
+
+
 async def test_a_delay_that_fails_does_not_lose_the_failure(
     memory: MemoryTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1046,8 +1081,8 @@ def test_the_return_type_is_found_wherever_it_stands() -> None:
     assert return_type(Callable_().method) is Receipt
     threading: Any = asyncio.to_thread
     assert return_type(threading) is Any
-    assert return_type(asyncio.to_thread, threaded, 1) is Receipt
-    bound: Any = functools.partial(asyncio.to_thread, threaded)
+    assert return_type(threading, threaded, 1) is Receipt
+    bound = functools.partial(asyncio.to_thread, threaded)  # type: ignore[call-arg]  # mypy asks for its arguments
     assert return_type(bound, 1) is Receipt
     assert return_type(asyncio.sleep) is Any
 

@@ -230,7 +230,8 @@ async def test_the_grace_is_measured_by_the_trackers_clock(timed: MemoryTracker,
     await settle()
     assert not working.done()
     clock.jump(1)
-    summary = await working
+    async with asyncio.timeout(5):
+        summary = await working
     assert (summary.released, summary.ok) == (1, False)
 
 

@@ -6,7 +6,7 @@ collector busy for a quarter of the time.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
@@ -35,7 +35,7 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]  # a stored time without a zon
 LastOutcome = Literal["error", "cancelled", "lease_lost", "timeout"]
 
 
-class BootTime(NamedTuple):
+class BootTime(msgspec.Struct, frozen=True, gc=False):
     """A time that no one can set: it runs while the machine sleeps, and starts again with each boot."""
 
     boot_id: str  # empty: there is no such clock here

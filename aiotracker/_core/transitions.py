@@ -57,16 +57,16 @@ class Judge(msgspec.Struct, frozen=True, gc=False):
         if lease is None:
             return False
         if lease.boot_id:
-            boot_id, seconds = self.boot()
-            if boot_id == lease.boot_id:
-                return seconds < lease.boot_expires
+            boot = self.boot()
+            if boot.boot_id == lease.boot_id:
+                return boot.seconds < lease.boot_expires
         return now < later(lease.expires_at, self.margin)
 
     def left(self, lease: Lease, now: datetime) -> float:
         """Seconds until somebody else may claim."""
-        boot_id, seconds = self.boot()
-        if lease.boot_id and boot_id == lease.boot_id:
-            return max(0.0, lease.boot_expires - seconds)
+        boot = self.boot()
+        if lease.boot_id and boot.boot_id == lease.boot_id:
+            return max(0.0, lease.boot_expires - boot.seconds)
         return max(0.0, (later(lease.expires_at, self.margin) - now).total_seconds())
 
 
@@ -79,15 +79,15 @@ class Terms(msgspec.Struct, frozen=True, gc=False):
     boot: Callable[[], BootTime]
 
     def lease(self, acquired_at: datetime, now: datetime) -> Lease:
-        boot_id, seconds = self.boot()
+        boot = self.boot()
         return Lease(
             self.token,
             self.worker,
             acquired_at,
             later(now, self.ttl),
             self.ttl,
-            boot_id,
-            seconds + self.ttl if boot_id else 0.0,
+            boot.boot_id,
+            boot.seconds + self.ttl if boot.boot_id else 0.0,
         )
 
 

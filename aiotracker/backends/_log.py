@@ -370,7 +370,7 @@ class Index:
             found = [task_id for status in query.statuses for task_id in self.by_status[status]]
         return [task_id for task_id in found if task_id.startswith(query.prefix)] if query.prefix else found
 
-    def counts(self) -> Counter[Status]:
+    def counts(self) -> Counter[str]:
         """How many tasks there are, by status."""
         return Counter({status: len(ids) for status, ids in self.by_status.items() if ids})
 
@@ -480,11 +480,11 @@ class LogTracker(BaseTracker[D, R]):
         tasks: Claimable = await self._look(lambda index: index.claimable(limit, now))
         return tasks
 
-    async def count(self, **where: Unpack[Where]) -> Counter[Status]:
+    async def count(self, **where: Unpack[Where]) -> Counter[str]:
         query = self._query(where)
         if query != Query(statuses=query.statuses):
             return await super().count(**where)
-        counts: Counter[Status] = await self._look(lambda index: index.counts())
+        counts: Counter[str] = await self._look(lambda index: index.counts())
         wanted = query.statuses
         return counts if wanted is None else Counter({key: n for key, n in counts.items() if key in wanted})
 

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from .._core.codec import FORMAT
 from .._core.transitions import Renew
 from ..errors import StoreCorruptedError, StoreError
+from ..tracker import Options
 from ._commit import Committer
 from ._filesystem import check_local, explain, sync_data, sync_folder, write_all
 from ._log import Index, LogTracker, Parsed, Wanted, commits, orphaned, parse, seal
@@ -69,7 +70,12 @@ class FileTracker(LogTracker[D, R]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, fsync: bool = True, allow_unsafe: bool = False, **options: Any
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: bool = True,
+        allow_unsafe: bool = False,
+        **options: Unpack[Options[D, R]],
     ) -> None:
         super().__init__(**options)
         self._path = Path(path)

@@ -28,7 +28,7 @@ from zlib import crc32
 import aiofiles.os
 import filelock
 import msgspec
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from .._core.codec import FORMAT
 from .._core.query import Query
@@ -42,7 +42,7 @@ from ..errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ..tracker import BaseTracker
+from ..tracker import BaseTracker, Options
 from ._abstract_tracker import from_abstract_tracker
 from ._filesystem import check_local, explain, sync_data, sync_folder
 
@@ -83,7 +83,13 @@ class FolderTracker(BaseTracker[D, R]):
         **options: As for `BaseTracker`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_unsafe: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        allow_unsafe: bool = False,
+        **options: Unpack[Options[D, R]],
+    ) -> None:
         super().__init__(**options)
         self._path = Path(path)
         self._allow_unsafe = allow_unsafe

@@ -4,9 +4,10 @@ import asyncio
 import threading
 from typing import Any, Self
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from ..errors import StoreError
+from ..tracker import Options
 from ._log import Index, LogTracker, Wanted
 
 __all__ = ["MemoryTracker"]
@@ -24,13 +25,13 @@ class MemoryTracker(LogTracker[D, R]):
         **options: As for `BaseTracker`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[Options[D, R]]) -> None:
         super().__init__(**options)
         self._options = options
         self._index = Index()
         self._mutex = threading.Lock()
 
-    def peer(self, **options: Any) -> Self:
+    def peer(self, **options: Unpack[Options[D, R]]) -> Self:
         """Another worker on the same store, with the same options but for those given; open it like any tracker."""
         peer = type(self)(**(self._options | options))
         peer._index, peer._mutex = self._index, self._mutex

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import changing, looking, map
+from . import changing, copying, looking, map
 from .session import Settings
 
 __all__ = ["app"]
@@ -54,3 +54,5 @@ app.command("reset")(changing.reset)
 app.command("ignore")(changing.ignore)
 app.command("purge")(changing.purge)
 app.command("doctor")(changing.doctor)
+app.command("copy")(copying.copy)
+app.command("init")(copying.init)

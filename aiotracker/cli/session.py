@@ -55,8 +55,8 @@ def run(ctx: typer.Context, work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(141) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED) from None
-    except (TrackerError, OtherCommand, CannotStart) as exc:
-        if ctx.obj.debug:
-            raise
+    except (TrackerError, OtherCommand, CannotStart, ModuleNotFoundError) as exc:
+        if ctx.obj.debug or (isinstance(exc, ModuleNotFoundError) and "aiotracker[" not in str(exc)):
+            raise  # a missing driver says what to install; any other missing module is a fault
         say(str(exc))
         raise typer.Exit(FAILED if isinstance(exc, TrackerError) else USAGE) from None

@@ -116,12 +116,13 @@ def test_a_batch_takes_no_more_than_fits_into_a_commit() -> None:
 ids = st.sampled_from("abcdefgh")
 statuses = st.sampled_from(list(Status))
 times = st.none() | st.integers(0, 20).map(lambda n: NOW + timedelta(seconds=n))
+Change = tuple[Status, int, datetime | None]
 changes = st.tuples(ids, st.none() | st.tuples(statuses, st.integers(-1, 1), times))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(changes, max_size=6), max_size=8), st.integers(0, 20))
-def test_the_index_says_what_a_plain_dict_would(batches: list[list[tuple[str, object]]], later: int) -> None:
+def test_the_index_says_what_a_plain_dict_would(batches: list[list[tuple[str, Change | None]]], later: int) -> None:
     index, plain, log = Index(), dict[str, Task](), b""
     serial = 0
     for batch in batches:
@@ -132,7 +133,7 @@ def test_the_index_says_what_a_plain_dict_would(batches: list[list[tuple[str, ob
                 wanted.append(Wanted(task_id, lambda task, now: None, ""))
                 plain.pop(task_id, None)
             else:
-                status, priority, not_before = change  # type: ignore[misc]  # the strategy says what it is
+                status, priority, not_before = change
                 task = a_task(task_id, status, priority=priority, not_before=not_before, attempts=serial)
                 wanted.append(put(task))
                 plain[task_id] = task

@@ -142,7 +142,7 @@ async def managing(tracker: BaseTracker[Page, int]) -> None:
     async for task in tracker.find(status={"failed", "exhausted"}, prefix="a", order_by="-priority", limit=10):
         assert_type(task, Task)
         assert_type(task.status, Status)
-    assert_type(await tracker.count(status=Status.FAILED), Counter[Status])
+    assert_type(await tracker.count(status=Status.FAILED), Counter[str])
     assert_type(await tracker.reset("a", from_step="parse", force=True), int)
     assert_type(await tracker.ignore(error_type="ValueError"), int)
     assert_type(await tracker.purge(created_before=datetime.now(UTC)), int)

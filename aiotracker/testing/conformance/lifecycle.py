@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from ..._core.task import Status
 from ...errors import InvalidValueError, StoreError
 from ...running import RunningTask
-from ._base import Base, MakeTracker, loaded
+from ._base import Base, MakeTracker, loaded, until
 
 
 class Lifecycle(Base):
@@ -55,7 +55,11 @@ class Lifecycle(Base):
             await asyncio.create_task(enter())
             with pytest.raises(RuntimeError, match="asyncio task that entered it"):
                 await run.__aexit__(None, None, None)
-            assert (await loaded(tracker, "job")).status is Status.IN_PROGRESS
+
+            async def is_given_back() -> bool:
+                return (await loaded(tracker, "job")).status is Status.PENDING
+
+            await until(is_given_back)
 
     async def test_a_run_is_entered_once(self, make_tracker: MakeTracker) -> None:
         async with make_tracker() as tracker:

@@ -1,0 +1,88 @@
+-- Statements of the SQLite tracker. Each has a name and a line of purpose.
+-- Many rows are asked for, and given, as one JSON array: a thread that steps through rows gives up the interpreter with
+-- each of them, and gets it back only when the event loop has nothing to do.
+
+-- schema: what a new database holds; its version stands in user_version
+CREATE TABLE task (
+    seq INTEGER PRIMARY KEY, -- in the order in which tasks were made
+    namespace TEXT NOT NULL,
+    id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    create_time TEXT NOT NULL, -- all times are in UTC, as SQLite's date functions write them
+    update_time TEXT NOT NULL,
+    start_time TEXT,
+    finish_time TEXT,
+    not_before TEXT,
+    lease_expires_at TEXT,
+    worker TEXT,
+    error_type TEXT,
+    last_outcome TEXT,
+    write_id TEXT NOT NULL,
+    record BLOB NOT NULL, -- JSON, which alone counts
+    UNIQUE (namespace, id)
+);
+CREATE INDEX task_status ON task (status, namespace);
+CREATE INDEX task_ready ON task (namespace, priority DESC)
+    WHERE status IN ('pending', 'failed') AND not_before IS NULL;
+CREATE INDEX task_due ON task (namespace, coalesce(lease_expires_at, not_before))
+    WHERE status IN ('pending', 'failed', 'in_progress') AND coalesce(lease_expires_at, not_before) IS NOT NULL;
+CREATE INDEX task_create_time ON task (create_time);
+CREATE INDEX task_update_time ON task (update_time);
+CREATE INDEX task_finish_time ON task (finish_time) WHERE finish_time IS NOT NULL;
+CREATE INDEX task_worker ON task (worker) WHERE worker IS NOT NULL;
+CREATE INDEX task_error_type ON task (error_type) WHERE error_type IS NOT NULL;
+CREATE VIEW tasks AS
+SELECT
+    namespace, id, status, attempts, priority,
+    create_time, update_time, start_time, finish_time, not_before, lease_expires_at,
+    worker, error_type,
+    json_extract(CAST(record AS TEXT), '$.errors[#-1].message') AS error_message,
+    last_outcome,
+    json_extract(CAST(record AS TEXT), '$.data') AS data,
+    json_extract(CAST(record AS TEXT), '$.result') AS result,
+    CAST(record AS TEXT) AS record
+FROM task;
+
+-- versions: which of these ids are stored, and in which version
+SELECT json_group_object(id, write_id) FROM task
+WHERE namespace = ? AND id IN (SELECT value FROM json_each(?));
+
+-- records: the records of these ids; a separator that is in no JSON is between them
+SELECT json_group_array(id), group_concat(record, char(30)) FROM task
+WHERE namespace = ? AND id IN (SELECT value FROM json_each(?));
+
+-- records_at: the records of these numbers
+SELECT json_group_array(seq), group_concat(record, char(30)) FROM task
+WHERE namespace = ? AND seq IN (SELECT value FROM json_each(?));
+
+-- delete: removes these ids
+DELETE FROM task WHERE namespace = ? AND id IN (SELECT value FROM json_each(?));
+
+-- claimable: the numbers of tasks that may be worth a claim, best first
+-- Of those that have just become due, the first ones are looked at: no index has them by priority.
+SELECT json_group_array(seq) FROM (
+    SELECT seq FROM (
+        SELECT * FROM (
+            SELECT seq, priority FROM task
+            WHERE namespace = :namespace AND status IN ('pending', 'failed') AND not_before IS NULL
+            ORDER BY priority DESC, seq LIMIT :limit
+        )
+        UNION ALL
+        SELECT * FROM (
+            SELECT seq, priority FROM task
+            WHERE namespace = :namespace AND status IN ('pending', 'failed', 'in_progress')
+                AND coalesce(lease_expires_at, not_before) IS NOT NULL
+                AND coalesce(lease_expires_at, not_before) <= :now
+            ORDER BY coalesce(lease_expires_at, not_before) LIMIT 10 * :limit
+        )
+    )
+    ORDER BY priority DESC, seq LIMIT :limit
+);
+
+-- next_due: when the next task becomes claimable that is not yet
+SELECT min(coalesce(lease_expires_at, not_before)) FROM task
+WHERE namespace = :namespace AND status IN ('pending', 'failed', 'in_progress')
+    AND coalesce(lease_expires_at, not_before) IS NOT NULL
+    AND coalesce(lease_expires_at, not_before) > :now;

@@ -1,0 +1,48 @@
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from aiotracker.testing import ConformanceSuite
+from aiotracker.testing.conformance import MakeTracker
+from tests.services.s3 import S3Service, ceph_s3, moto_s3, prepared, quick_client
+
+__all__ = ["ceph_s3", "moto_s3"]  # fixtures
+
+
+class OnS3(ConformanceSuite):
+    __test__ = False
+
+    @pytest.fixture
+    def prefix(self, service: S3Service) -> str:
+        return prepared(service)
+
+    @pytest.fixture
+    async def client(self, service: S3Service) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            yield await quick_client(service, stack)
+
+    @pytest.fixture
+    def make_tracker(self, service: S3Service, prefix: str, client: Any) -> MakeTracker:
+        return lambda **options: service.tracker(prefix, client=client, **options)
+
+    @pytest.fixture
+    def store_url(self, service: S3Service, prefix: str) -> str:
+        return service.store_url(prefix)
+
+
+class TestS3OnMoto(OnS3):
+    __test__ = True
+
+    @pytest.fixture
+    def service(self, moto_s3: S3Service) -> S3Service:
+        return moto_s3
+
+
+class TestS3OnCeph(OnS3):
+    __test__ = True
+
+    @pytest.fixture
+    def service(self, ceph_s3: S3Service) -> S3Service:
+        return ceph_s3
