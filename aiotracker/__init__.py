@@ -1,7 +1,7 @@
 """Tracks business-critical tasks: which are pending, running, failed, done; who holds which; what to run again."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ._core.query import Query, Where
 from ._core.retry import GiveUp, Postpone, Retry
@@ -36,7 +36,7 @@ from .tracker import BaseTracker
 from .urls import open_tracker
 from .work import WorkSummary
 
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
     from .backends.dynamodb import DynamoDBTracker
     from .backends.postgres import PostgresTracker
     from .backends.redis import RedisTracker
@@ -56,7 +56,7 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".backends.{_LAZY[name]}", __name__), name)
+    return getattr(_import_module(f".backends.{_LAZY[name]}", __name__), name)
 
 
 __all__ = [

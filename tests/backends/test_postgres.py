@@ -112,6 +112,26 @@ async def test_a_dsn_that_cannot_be_used_is_refused(dsn: str) -> None:
         await PostgresTracker(dsn).open()
 
 
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://postgres@/postgres?host={folder}&port={port}",
+        "postgresql://postgres@127.0.0.1:1,127.0.0.1:{port}/postgres?target_session_attrs=read-write",
+        "postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable",
+    ],
+    ids=["a socket", "several hosts", "without TLS"],
+)
+async def test_a_dsn_is_understood_as_asyncpg_does(server: Server, dsn: str) -> None:
+    url = dsn.format(folder=server.folder, port=server.port)
+    async with PostgresTracker(url, namespace=uuid4().hex) as tracker:
+        assert await tracker.add("job")
+
+
+async def test_tls_that_is_required_is_not_given_up(server: Server) -> None:
+    with pytest.raises(StoreUnavailableError, match="SSL"):
+        await PostgresTracker(f"{server.dsn}?sslmode=require").open()
+
+
 async def test_a_server_that_is_not_there_is_an_error_soon() -> None:
     began = time.monotonic()
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1/"):
