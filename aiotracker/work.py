@@ -480,7 +480,7 @@ class _Claimable:
         if not self._ready:
             async with self._lock:
                 while not self._ready:
-                    if self._worker.is_stopping or not await self._refill():
+                    if self._is_over or self._worker.is_stopping or not await self._refill():
                         return None
         task = self._ready.popleft()
         return task.id, task

@@ -166,11 +166,11 @@ class Committer(Generic[I]):
                     future.set_result(item.answer)
                 else:
                     future.set_exception(item.error)
-            elif item.error is None:
+            else:
                 self._orphan(item)
 
     def _orphan(self, item: I) -> None:
-        undo = self._orphaned(item)
+        undo = self._orphaned(item) if item.error is None else None
         if undo is not None:
             self._orphans.append(undo)
             self._wake.put(None)
@@ -185,11 +185,11 @@ class Committer(Generic[I]):
                 if not (self._urgent or self._normal):
                     self._wake.get()
                 self._idle = False
-                while self._urgent or self._normal:
-                    if batch := self._take():
+                while self._urgent or self._normal or self._orphans:
+                    if self._orphans:
+                        self._undo()
+                    elif batch := self._take():
                         self._do(batch)
-                if self._orphans:
-                    self._undo()
                 while self._calls:
                     self._calls.popleft()()
                 if self._closing and not (self._urgent or self._normal or self._orphans or self._calls):
@@ -204,8 +204,6 @@ class Committer(Generic[I]):
             if orphan.error is not None:
                 logger.warning("a claim that nobody waits for could not be given back: %s", orphan.error)
         self._orphans.extend(orphans[taken:])
-        if self._orphans:
-            self._wake.put(None)
 
     def _take(self) -> list[Waiting[I]]:
         batch: list[Waiting[I]] = []
@@ -220,10 +218,15 @@ class Committer(Generic[I]):
         if taken < len(batch):
             self._normal.extendleft(reversed(batch[taken:]))
             batch = batch[:taken]
-        if not _on(self._loop, self._deliver, batch):
-            for _, item, _ in batch:
-                if item.error is None:
-                    self._orphan(item)
+        waited = []
+        for waiting in batch:
+            if waiting[0].done():
+                self._orphan(waiting[1])  # before the next commit, which may ask for it
+            else:
+                waited.append(waiting)
+        if not _on(self._loop, self._deliver, waited):
+            for _, item, _ in waited:
+                self._orphan(item)
 
     def _attempt(self, items: list[I]) -> int:
         try:
