@@ -10,7 +10,7 @@ WORKERS := 2
 PYTEST_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench chaos clean
+.PHONY: help install demo test services lint bench chaos clean
 
 help: ## What there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## Tracks a real job, kills it in the middle, starts it again.
 	@$(BIN)/python docs/demo.py
 
-test: lint ## Linters, types, and all tests but the long ones.
+test: lint services ## Linters, types, and all tests but the long ones.
 	$(BIN)/python -m pytest -m 'not chaos' -n $(WORKERS) --dist loadscope $(PYTEST_ARGS) $(TESTS)
+
+services: ## Installs the servers that tests start, where this machine lets us; tests skip what is missing, but not on CI.
+	@$(foreach script,$(wildcard tests/services/install.sh),bash $(script))
 
 lint: $(INSTALLED) ## Linters, format and types alone.
 	$(BIN)/ruff check .

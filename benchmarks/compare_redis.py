@@ -38,28 +38,24 @@ def measure(
         the peers that are not installed.
     """
     several = f"ours, {PROCESSES} processes"
-    turns: dict[str, Callable[[str], dict[str, Any]]] = {
-        "ours": lambda url: measure_ours(url, tasks, concurrency, 1),
-        several: lambda url: measure_ours(url, tasks, concurrency, PROCESSES),
+    turns: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "ours": lambda made: _on_server(made, lambda url: measure_ours(url, tasks, concurrency, 1)),
+        several: lambda made: _on_server(made, lambda url: measure_ours(url, tasks, concurrency, PROCESSES)),
     }
     for name in peers:
-        turns[name] = lambda url, name=name: run_peer(name, url, tasks, concurrency)  # type: ignore[misc]  # mypy infers no type for the default
+        turns[name] = lambda made, name=name: _on_server(made, lambda url: _run_peer(name, url, tasks, concurrency))  # type: ignore[misc]  # mypy infers no type for the default
     runs: dict[str, list[dict[str, Any]]] = {}
     missing: list[str] = []
     for round_, (name, turn) in in_turns(turns, rounds):
         if name in missing:
             continue
         with fresh(folder) as made:
-            server = RedisServer(made)
             try:
-                server.start()
-                result = turn(server.url)
+                result = turn(made)
             except MissingPackageError as exc:
                 say(f"{name}: {exc}")
                 missing.append(name)
                 continue
-            finally:
-                server.kill()
         runs.setdefault(name, []).append(result)
         say(f"round {round_} of {rounds}: {name}: {result['per_second']:,.0f}/s")
     results = {name: medians(of_one) for name, of_one in runs.items()}
@@ -79,6 +75,15 @@ def measure(
     }
 
 
-def run_peer(name: str, url: str, tasks: int, concurrency: int) -> dict[str, Any]:
+def _on_server(folder: Path, turn: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    server = RedisServer(folder)
+    try:
+        server.start()
+        return turn(server.url)
+    finally:
+        server.kill()
+
+
+def _run_peer(name: str, url: str, tasks: int, concurrency: int) -> dict[str, Any]:
     seen = run(f"benchmarks.contenders.{name}:run", url=url, tasks=tasks, concurrency=concurrency)
     return summarised(name, tasks, concurrency, 1, [seen])

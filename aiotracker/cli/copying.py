@@ -90,7 +90,7 @@ def _summary(report: CopyReport) -> str:
     if report.newer:
         parts.append(f"{report.newer:,} further on in the target")
     if report.passed_over:
-        parts.append(f"{report.passed_over:,} files passed over that are no records")
+        parts.append(f"{report.passed_over:,} other file{'' if report.passed_over == 1 else 's'} passed over")
     if report.verified is not None:
         parts.append(f"{report.verified:,} compared and there")
     tense = "would be copied: " if report.dry_run else ""

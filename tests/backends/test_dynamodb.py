@@ -49,6 +49,12 @@ def service(moto_dynamodb: DynamoDBService) -> DynamoDBService:
     return moto_dynamodb
 
 
+@pytest.fixture(params=["moto_dynamodb", "dynalite_dynamodb"])
+def either(request: pytest.FixtureRequest) -> DynamoDBService:
+    found: DynamoDBService = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
 def namespace(service: DynamoDBService) -> str:
     return service.namespace()
@@ -150,7 +156,7 @@ async def test_a_task_that_was_added_before_is_picked_and_run_with_two_writes(
         await tracker.work(_nothing)
         assert client.requests["put_item"] == 40
         assert client.requests["get_item"] == 0
-        assert client.requests["scan"] == 1, "before it ends, the table is asked"
+        assert 1 <= client.requests["scan"] <= 2, "before it ends, the table is asked"
 
 
 async def _nothing(task: Any) -> None:
@@ -191,7 +197,7 @@ async def test_a_worker_that_waits_for_ever_never_reads_the_whole_table(
     stop = asyncio.Event()
     async with between(service) as client, DynamoDBTracker(TABLE, namespace=namespace, client=client) as tracker:
         working = asyncio.create_task(tracker.work(_nothing, forever=True, stop=stop))
-        await _until(lambda: client.requests["query"] >= 3 * 16)
+        await _until(lambda: client.requests["query"] >= 3 * 8)
         await tracker.add("job")
         await tracker.wait("job", timeout=20)
         stop.set()
@@ -291,10 +297,8 @@ async def test_a_missing_table_says_how_to_make_it(service: DynamoDBService) -> 
         await tracker.open()
 
 
-@pytest.mark.parametrize("name", ["moto_dynamodb", "dynalite_dynamodb"])
-async def test_create_table_may_be_called_again(name: str, request: pytest.FixtureRequest) -> None:
-    found: DynamoDBService = request.getfixturevalue(name)
-    tracker = DynamoDBTracker(f"new-{next(_tables)}", endpoint_url=found.url, session=shared_session())
+async def test_create_table_may_be_called_again(either: DynamoDBService) -> None:
+    tracker = DynamoDBTracker(f"new-{next(_tables)}", endpoint_url=either.url, session=shared_session())
     assert await tracker.create_table() is True
     assert await tracker.create_table() is False
     await tracker.init()
@@ -314,10 +318,8 @@ async def test_create_table_takes_more_settings(service: DynamoDBService, raw: A
         assert {key: told["ProvisionedThroughput"][key] for key in throughput} == throughput
 
 
-@pytest.mark.parametrize("name", ["moto_dynamodb", "dynalite_dynamodb"])
-async def test_another_kind_of_table_is_refused_and_not_changed(name: str, request: pytest.FixtureRequest) -> None:
-    found: DynamoDBService = request.getfixturevalue(name)
-    raw = raw_client(found.url)
+async def test_another_kind_of_table_is_refused_and_not_changed(either: DynamoDBService) -> None:
+    raw = raw_client(either.url)
     table = f"other-{next(_tables)}"
     raw.create_table(
         TableName=table,
@@ -325,7 +327,7 @@ async def test_another_kind_of_table_is_refused_and_not_changed(name: str, reque
         KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    tracker = DynamoDBTracker(table, endpoint_url=found.url, session=shared_session())
+    tracker = DynamoDBTracker(table, endpoint_url=either.url, session=shared_session())
     for use in (tracker.open, tracker.create_table):
         with pytest.raises(StoreError, match="another kind of table"):
             await use()
@@ -333,10 +335,8 @@ async def test_another_kind_of_table_is_refused_and_not_changed(name: str, reque
     raw.close()
 
 
-@pytest.mark.parametrize("name", ["moto_dynamodb", "dynalite_dynamodb"])
-async def test_a_table_without_the_index_says_so(name: str, request: pytest.FixtureRequest) -> None:
-    found: DynamoDBService = request.getfixturevalue(name)
-    raw = raw_client(found.url)
+async def test_a_table_without_the_index_says_so(either: DynamoDBService) -> None:
+    raw = raw_client(either.url)
     table = f"bare-{next(_tables)}"
     raw.create_table(
         TableName=table,
@@ -345,7 +345,7 @@ async def test_a_table_without_the_index_says_so(name: str, request: pytest.Fixt
         BillingMode="PAY_PER_REQUEST",
     )
     raw.close()
-    async with DynamoDBTracker(table, endpoint_url=found.url, session=shared_session()) as tracker:
+    async with DynamoDBTracker(table, endpoint_url=either.url, session=shared_session()) as tracker:
         async with tracker.run("job"):
             pass
         with pytest.raises(StoreError, match="no index 'aiotracker'"):
@@ -458,11 +458,9 @@ def test_a_ttl_below_an_hour_is_refused(ttl: Any) -> None:
 # -- records
 
 
-@pytest.mark.parametrize("name", ["moto_dynamodb", "dynalite_dynamodb"])
-async def test_the_largest_record_is_stored_and_a_larger_one_refused(name: str, request: pytest.FixtureRequest) -> None:
-    found: DynamoDBService = request.getfixturevalue(name)
+async def test_the_largest_record_is_stored_and_a_larger_one_refused(either: DynamoDBService) -> None:
     task_id = "x" * 2030  # the longest key, whose hash it is not yet
-    async with found.tracker("n" * 17) as tracker:
+    async with either.tracker("n" * 17) as tracker:
         assert tracker._key(task_id).startswith("n" * 17 + "/")
         await tracker.purge(task_id, force=True)
         await tracker.add(task_id)
@@ -540,7 +538,7 @@ async def test_throttled_requests_are_sent_again_within_the_lease(service: Dynam
             task.result = 1
         await tracker.add("other")
         assert [task.id async for task in tracker.find(status="pending")] == ["other"]
-        assert (await tracker.work(_nothing)).succeeded == 1
+        assert (await tracker.work(_nothing, concurrency=1)).succeeded == 1
         client.plan = lambda operation, arguments: None
         assert await tracker.count() == {Status.SUCCEEDED: 2}
 
@@ -603,8 +601,7 @@ async def test_errors_are_told_apart_by_their_code(
         client.plan = lambda operation, arguments: error
         with pytest.raises(StoreError, match=said) as raised:
             await tracker.load("job")
-        assert raised.type is kind or (kind is StoreError and not issubclass(raised.type, StoreUnavailableError))
-        assert issubclass(raised.type, kind)
+        assert isinstance(raised.value, StoreUnavailableError) is (kind is StoreUnavailableError)
         assert raised.value.__cause__ is error
 
 

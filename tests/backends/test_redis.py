@@ -356,6 +356,21 @@ async def test_a_wrong_password_and_missing_permissions_are_clear_errors() -> No
             await RedisTracker(server.url.replace("//", "//bob:b@")).open()
 
 
+async def test_a_user_needs_no_more_than_the_docs_say(caplog: pytest.LogCaptureFixture) -> None:
+    allowed = ("+@read", "+@write", "+@scripting", "+@connection", "+info", "+time", "+wait")
+    async with started() as server:
+        await cli(server, "acl", "setuser", "bob", "on", ">b", "~{aiotracker:default}:*", *allowed)
+        url = server.url.replace("//", "//bob:b@")
+        async with RedisTracker(url) as tracker:
+            await succeed(tracker, "job")
+            assert await tracker.count() == Counter(succeeded=1)
+        assert "does not tell its appendfsync" in caplog.text
+        caplog.clear()
+        await cli(server, "acl", "setuser", "bob", "+cluster|nodes", "+config|get")
+        async with RedisTracker(url):
+            assert caplog.records == []
+
+
 async def test_a_server_that_is_not_there_is_told_at_once() -> None:
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1"):
         await RedisTracker(f"redis://127.0.0.1:{free_port()}").open()
@@ -378,11 +393,11 @@ async def test_read_only_creates_nothing(server: RedisServer) -> None:
 
 
 async def test_a_client_that_is_passed_in_is_used_and_not_closed(server: RedisServer) -> None:
-    async with Redis.from_url(server.url) as client:
+    async with Redis(port=server.port) as client:
         async with RedisTracker(client=client) as tracker:
             await succeed(tracker, "job")
-        assert await client.hexists(KEY + "task:job", "record")
-        assert await client.ping()
+        assert await client.exists(KEY + "task:job")
+        assert await client.get("nothing") is None
 
 
 async def test_the_newer_protocol_does_as_well(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from aiotracker import (
     InvalidValueError,
     MemoryTracker,
     Retry,
+    SqliteTracker,
     StoreCorruptedError,
     StoreError,
     StoreUnavailableError,
@@ -30,7 +31,6 @@ from aiotracker import (
 )
 from aiotracker.backends import sqlite
 from aiotracker.backends._sql import escaped, unescaped
-from aiotracker.backends.sqlite import SqliteTracker
 from aiotracker.contract import Contract
 from aiotracker.testing.conformance import HOSTILE_IDS
 from aiotracker.testing.conformance._base import until
@@ -152,24 +152,58 @@ async def test_records_of_a_megabyte_are_committed_a_few_at_a_time(
         assert await tracker.reset(status="pending", min_attempts=0) == 0
 
 
-async def test_a_purged_and_added_task_is_a_new_one_in_all_columns(store: Path) -> None:
+async def test_what_must_be_read_for_a_commit_is_read_a_few_records_at_a_time(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "MAX_COMMIT_BYTES", 1000)
+    monkeypatch.setattr(sqlite, "RECORDS", 4)
+    async with SqliteTracker(store) as tracker:
+        await tracker.add_many((f"task-{n}", n) for n in range(60))
+        seen = statements_of(monkeypatch)
+        with Lock(store):
+            runs = [asyncio.create_task(run(tracker, f"task-{n}")) for n in range(60)]
+            await asyncio.sleep(0.02)  # they gather
+        await asyncio.gather(*runs)
+        assert seen.count("COMMIT") >= 6
+        found = {task.id: (task.data, task.result) async for task in tracker.find()}
+        assert found == {f"task-{n}": (n, f"task-{n}") for n in range(60)}
+
+
+async def test_a_task_that_is_purged_and_added_in_one_commit_is_a_new_one_in_all_columns(store: Path) -> None:
     async with SqliteTracker(store) as tracker:
         await tracker.add("job", priority=1)
-        first = ask(store, "SELECT create_time FROM tasks")
-        # At once, so that both may meet in one commit.
-        await asyncio.gather(tracker.purge("job", force=True), tracker.add("job", priority=2))
-        await tracker.purge("job", force=True)
-        await tracker.add("job", priority=3)
-        (row,) = ask(store, "SELECT create_time, priority FROM tasks")
-        assert row > (*first[0], 3)
+        before = ask(store, "SELECT create_time FROM tasks WHERE id = 'job'")
+        with Lock(store):
+            first = asyncio.create_task(tracker.add("first"))
+            await asyncio.sleep(0.02)  # its commit waits for the lock, and the next two for that commit
+            purged = asyncio.ensure_future(tracker.update("job", lambda task, now: None))
+            added = asyncio.create_task(tracker.add("job", priority=2))
+            await asyncio.sleep(0)
+        await asyncio.gather(first, purged, added)
+        (row,) = ask(store, "SELECT create_time, priority FROM tasks WHERE id = 'job'")
+        assert row[0] > before[0][0]
+        assert row[1] == 2
+        task = await tracker.load("job")
+        assert task is not None
+        assert row[0] == sqlite._time_text(task.create_time)
+
+
+async def test_a_commit_that_changes_nothing_ends_its_transaction(store: Path) -> None:
+    async with SqliteTracker(store) as tracker:
+        await run(tracker, "job")
+        with pytest.raises(TaskUnavailableError):
+            await run(tracker, "job")
+        assert (await in_writer(tracker, "SELECT count(*) FROM task")) == 1
+        async with SqliteTracker(store) as other:
+            await run(other, "other")
+        await run(tracker, "another")
 
 
 # -- several processes and trackers
 
 CRUNCH = """
 import asyncio, sys
-from aiotracker import TaskUnavailableError
-from aiotracker.backends.sqlite import SqliteTracker
+from aiotracker import SqliteTracker
 
 async def main():
     async with SqliteTracker(sys.argv[1], lease=5) as tracker:

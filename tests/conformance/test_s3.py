@@ -1,12 +1,8 @@
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from typing import Any
-
 import pytest
 
 from aiotracker.testing import ConformanceSuite
 from aiotracker.testing.conformance import MakeTracker
-from tests.services.s3 import S3Service, ceph_s3, moto_s3, prepared, quick_client
+from tests.services.s3 import S3Service, ceph_s3, moto_s3, prepared
 
 __all__ = ["ceph_s3", "moto_s3"]  # fixtures
 
@@ -19,13 +15,8 @@ class OnS3(ConformanceSuite):
         return prepared(service)
 
     @pytest.fixture
-    async def client(self, service: S3Service) -> AsyncIterator[Any]:
-        async with AsyncExitStack() as stack:
-            yield await quick_client(service, stack)
-
-    @pytest.fixture
-    def make_tracker(self, service: S3Service, prefix: str, client: Any) -> MakeTracker:
-        return lambda **options: service.tracker(prefix, client=client, **options)
+    def make_tracker(self, service: S3Service, prefix: str) -> MakeTracker:
+        return lambda **options: service.tracker(prefix, **options)
 
     @pytest.fixture
     def store_url(self, service: S3Service, prefix: str) -> str:

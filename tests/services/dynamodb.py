@@ -64,7 +64,8 @@ def open_table(name: str, **options: Any) -> DynamoDBTracker:
     """What `DynamoDBService.store_url` names."""
     use_credentials()
     url, table, namespace = name.split(",")
-    return DynamoDBTracker(table, namespace=namespace, endpoint_url=url, **options)
+    # Stores beside this one are named with a slash, which no namespace has.
+    return DynamoDBTracker(table, namespace=namespace.replace("/", "."), endpoint_url=url, **options)
 
 
 def raw_client(url: str) -> Any:

@@ -40,7 +40,7 @@ class Request(NamedTuple):
     """One request as it arrived."""
 
     method: str
-    key: str  # and the query behind it
+    key: str  # bucket and key, and the query behind it
     headers: dict[str, str]  # in lower case
 
 
@@ -135,9 +135,11 @@ class FaultProxy:
     async def _handle(self, incoming: web.BaseRequest) -> web.StreamResponse:
         request = Request(
             incoming.method,
-            incoming.raw_path.split("/", 2)[-1],
+            incoming.raw_path.removeprefix("/"),
             {name.lower(): value for name, value in incoming.headers.items()},
         )
+        if "Expect" in incoming.headers:
+            await incoming.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await incoming.read()
         self.requests.append(request)
         if (refusal := self.refuses(request)) is not None:

@@ -1,14 +1,20 @@
-"""moto's threaded server: what AWS answers, without AWS."""
+"""moto's threaded server: what AWS answers, without AWS.
+
+Of two writes at once, moto compares both before it stores one: seen, two winners of ten. AWS does not, so writes take
+turns here. Run as a program, this is the server.
+"""
 
 import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 __all__ = ["CREDENTIALS", "free_port", "moto_server", "use_credentials"]
 
@@ -40,7 +46,7 @@ def moto_server() -> Iterator[str]:
     """A server in a process of its own; its URL."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, __file__, str(port)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -67,3 +73,30 @@ def _answers(url: str) -> bool:
         return True
     except OSError:
         return False
+
+
+class Atomic:
+    """The application, one write at a time."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return self._application(environ, start_response)
+        with self._lock:
+            return self._application(environ, start_response)
+
+
+def main(port: int) -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import run_simple
+
+    application = DomainDispatcherApplication(create_backend_app)
+    run_simple("127.0.0.1", port, Atomic(application), threaded=True)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, in which redis and others are ours
+    main(int(sys.argv[1]))

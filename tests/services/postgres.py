@@ -142,6 +142,22 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    def pause(self) -> None:
+        """It answers nobody, and keeps its connections, as behind a network that is cut."""
+        for pid in self._family():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on."""
+        for pid in self._family():
+            os.kill(pid, signal.SIGCONT)
+
+    def _family(self) -> list[int]:
+        assert self._process is not None
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [parent, *map(int, children)]
+
     def stop(self) -> None:
         """Ends it at once, in order."""
         if self._process is not None and self._process.poll() is None:

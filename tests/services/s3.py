@@ -34,7 +34,6 @@ __all__ = [
     "moto_s3",
     "open_objects",
     "prepared",
-    "quick_client",
     "raw_client",
     "shared",
 ]
@@ -56,9 +55,10 @@ class S3Service(NamedTuple):
         return f"{os.getpid()}-{next(_prefixes)}/{uuid.uuid4().hex[:6]}"
 
     def tracker(self, prefix: str, **options: Any) -> S3Tracker:
-        if "client" not in options:
-            options["endpoint_url"] = self.url
-        return S3Tracker(self.bucket, prefix, **options)
+        """A session that has read its files before is quicker; the tracker makes its own client all the same."""
+        if not options.keys() & {"session", "profile"}:
+            options["session"] = _session()
+        return S3Tracker(self.bucket, prefix, endpoint_url=self.url, **options)
 
     def store_url(self, prefix: str) -> str:
         """For another process."""
@@ -116,16 +116,6 @@ def ceph_s3() -> Iterator[S3Service]:
     require(ceph_is_installed(), "radosgw, ceph-mon, ceph-osd and ceph-common (Debian packages)")
     with shared("ceph", ceph_server()) as url:
         yield made_bucket(url)
-
-
-async def quick_client(service: S3Service, stack: AsyncExitStack) -> Any:
-    """A client as the trackers make it, of a session that has read its files before: one for all trackers of a test."""
-    use_credentials()
-    store = S3Store(
-        service.bucket, "", S3Options(session=_session(), endpoint_url=service.url, region="us-east-1"), SystemClock()
-    )
-    await store.connect(stack)
-    return store._client
 
 
 @functools.cache
