@@ -119,6 +119,20 @@ async def _hold(tracker: BaseTracker[Any, Any], lease: str) -> None:
         await _go()
 
 
+async def _leave(store_url: str, count: str, seconds: str) -> BaseTracker[Any, Any]:
+    """Holds tasks, or is about to, when the event loop ends without the tracker having been closed."""
+    tracker = await open_store(store_url).open()
+
+    async def hold(task_id: str) -> None:
+        async with tracker.run(task_id):
+            await asyncio.Event().wait()
+
+    holding = [asyncio.create_task(hold(f"job-{index}")) for index in range(int(count))]
+    await asyncio.sleep(float(seconds))
+    assert not any(task.done() for task in holding)
+    return tracker
+
+
 async def _main(role: str, store_url: str, *args: str) -> None:
     async with open_store(store_url, retry=Retry(2)) as tracker:
         roles: dict[str, Callable[..., Awaitable[None]]] = {"race": _race, "hold": _hold}
@@ -126,4 +140,9 @@ async def _main(role: str, store_url: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*sys.argv[1:]))
+    if sys.argv[1] == "leave":
+        left = asyncio.run(_leave(*sys.argv[2:]))
+        _say(left=left.worker)
+        sys.stdin.readline()  # its threads go on meanwhile
+    else:
+        asyncio.run(_main(*sys.argv[1:]))

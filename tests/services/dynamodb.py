@@ -50,7 +50,7 @@ class DynamoDBService(NamedTuple):
 
     def store_url(self, namespace: str) -> str:
         """For another process."""
-        return f"tests.services.dynamodb:open_table:{self.url},{self.table},{namespace}"
+        return f"dynamodb://{self.table}?endpoint_url={self.url}&namespace={namespace}"
 
 
 @functools.cache
@@ -58,14 +58,6 @@ def shared_session() -> Any:
     """Of all trackers of a test run: one that is made anew reads the descriptions of all services again."""
     use_credentials()
     return aioboto3.Session()
-
-
-def open_table(name: str, **options: Any) -> DynamoDBTracker:
-    """What `DynamoDBService.store_url` names."""
-    use_credentials()
-    url, table, namespace = name.split(",")
-    # Stores beside this one are named with a slash, which no namespace has.
-    return DynamoDBTracker(table, namespace=namespace.replace("/", "."), endpoint_url=url, **options)
 
 
 def raw_client(url: str) -> Any:

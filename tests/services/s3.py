@@ -32,7 +32,6 @@ __all__ = [
     "client_of",
     "made_bucket",
     "moto_s3",
-    "open_objects",
     "prepared",
     "raw_client",
     "shared",
@@ -61,15 +60,8 @@ class S3Service(NamedTuple):
         return S3Tracker(self.bucket, prefix, endpoint_url=self.url, **options)
 
     def store_url(self, prefix: str) -> str:
-        """For another process."""
-        return f"tests.services.s3:open_objects:{self.url},{self.bucket},{prefix}"
-
-
-def open_objects(name: str, **options: Any) -> S3Tracker:
-    """What `S3Service.store_url` names."""
-    use_credentials()
-    url, bucket, prefix = name.split(",")
-    return S3Tracker(bucket, prefix, endpoint_url=url, **options)
+        """For another process, which has the credentials from this one."""
+        return f"s3://{self.bucket}/{prefix}?endpoint_url={self.url}"
 
 
 def raw_client(url: str) -> Any:
@@ -80,7 +72,10 @@ def raw_client(url: str) -> Any:
 
 def made_bucket(url: str, bucket: str = BUCKET) -> S3Service:
     """A service with its bucket."""
-    SystemClock().boot()  # the first look reads a file, which is not to happen in an event loop
+    use_credentials()
+    # These read files, which is not to happen in an event loop.
+    SystemClock().boot()
+    _session()
     client = raw_client(url)
     client.create_bucket(Bucket=bucket)
     client.close()

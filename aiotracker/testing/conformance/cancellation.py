@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from ...tracker import BaseTracker
 from .._cancel import Waits
 from .._clock import FakeClock
 from .._faults import Call, Faults, FaultyTracker
+from .._processes import Child
 from ._base import Base, MakeTracker, check_sound, held, loaded, until
 
 MAX_WAITS = 500  # of one run; more would mean that it never ends
@@ -117,31 +118,23 @@ class Cancellation(Base):
                 await holder.cancel()
                 assert holder.run.cancelled()
 
-    async def test_the_end_of_asyncio_run_leaves_nothing_claimed(self, make_tracker: MakeTracker) -> None:
-        ids = [f"job-{index}" for index in range(30)]
+    @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.003, 0.01, 0.05])
+    async def test_the_end_of_asyncio_run_leaves_nothing_claimed(
+        self, make_tracker: MakeTracker, processes: None, store_url: str, seconds: float
+    ) -> None:
+        count = 30
+        child = await asyncio.to_thread(Child, "leave", store_url, str(count), str(seconds))
+        try:
+            await asyncio.to_thread(child.read)
 
-        async def main(seconds: float) -> None:
-            tracker = await make_tracker().open()
-            stack.push_async_callback(tracker.aclose)
+            async def free() -> bool:
+                tasks = [await tracker.load(f"job-{index}") for index in range(count)]
+                return all(task is None or task.lease is None for task in tasks)
 
-            async def hold(task_id: str) -> None:
-                async with tracker.run(task_id):
-                    await asyncio.Event().wait()
-
-            holding = [asyncio.create_task(hold(task_id)) for task_id in ids]
-            await asyncio.sleep(seconds)
-            assert not any(task.done() for task in holding)
-
-        async with AsyncExitStack() as stack:
-            for seconds in (0.0, 0.001, 0.003, 0.01, 0.05):
-                await asyncio.to_thread(asyncio.run, main(seconds))
-
-                async def free() -> bool:
-                    tasks = [await tracker.load(task_id) for task_id in ids]
-                    return all(task is None or task.lease is None for task in tasks)
-
-                async with make_tracker() as tracker:
-                    await until(free)
+            async with make_tracker() as tracker:
+                await until(free)
+        finally:
+            await asyncio.to_thread(child.kill)
 
     @pytest.mark.parametrize("late", [False, True], ids=["while waiting", "with the answer there"])
     @pytest.mark.parametrize("second", range(SECOND), ids=lambda n: f"then {n} later" if n else "once")
