@@ -8,6 +8,7 @@
 Only the suite needs pytest and pytest-asyncio.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._clock import FakeClock
@@ -35,7 +36,8 @@ def __getattr__(name: str) -> Any:
     # Late, so that users of the clock need no pytest.
     import pytest
 
-    pytest.register_assert_rewrite(f"{__name__}.conformance")
+    if f"{__name__}.conformance" not in sys.modules:
+        pytest.register_assert_rewrite(f"{__name__}.conformance")
     from .conformance import ConformanceSuite
 
     return ConformanceSuite
