@@ -117,7 +117,8 @@ class Contract(ABC):
                 try:
                     return await self._write(current, new)
                 except ConflictError as exc:
-                    # After an unknown outcome this may be our own write; only now is what is read conclusive.
+                    # It may be our own write, after an unknown outcome, or since the driver sent it twice; only now is
+                    # what is read conclusive.
                     try:
                         if not exc.known or patience.is_contended:
                             await patience.yield_to_others(task_id)
@@ -129,7 +130,7 @@ class Contract(ABC):
                         if unknown is None:
                             raise
                         raise _unknown(task_id, unknown) from error
-                    if unknown is not None and _is_stored(new, current):
+                    if _is_stored(new, current):
                         return current
                     is_guess = False
                     break

@@ -26,6 +26,7 @@ COMPARISONS = {
     "postgres": Comparison(".compare_postgres", 5_000, 200),
     "redis": Comparison(".compare_redis", 10_000, 200),
     "dynamodb": Comparison(".compare_dynamodb", 1_000, 64),
+    "s3": Comparison(".compare_s3", 1_000, 64),
 }
 BUSY = 4  # a load of a quarter of the cores
 

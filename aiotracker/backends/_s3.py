@@ -53,6 +53,7 @@ from ..errors import (
 try:
     import aioboto3  # type: ignore[import-untyped]  # ships no types
     import aiohttp
+    import botocore  # type: ignore[import-untyped]  # ships no types
     from botocore.config import Config  # type: ignore[import-untyped]  # ships no types
     from botocore.exceptions import (  # type: ignore[import-untyped]  # ships no types
         BotoCoreError,
@@ -348,6 +349,7 @@ class S3Store:
         stack.push_async_callback(close)
         # Asking whether a body of some hundred bytes would be welcome costs a round trip with each write.
         client.meta.events.register("request-created.s3.PutObject", _do_not_ask_first)
+        _resolve_once(client)
         self._client = client
 
     def _prepare_client(self) -> Coroutine[Any, Any, Any]:
@@ -363,7 +365,8 @@ class S3Store:
             "read_timeout": options.request_time,
             "retries": {"total_max_attempts": 1, "mode": "standard"},  # else a win comes back as a 412
             "max_pool_connections": options.connections,
-            "parameter_validation": False,  # a fifth of what a request costs; what goes in is ours
+            "parameter_validation": False,  # what goes in is ours
+            "user_agent": f"aiotracker botocore/{botocore.__version__}",  # else put together anew for each request
             "s3": {"addressing_style": "path" if path_style else "auto"},
         }
         if is_custom:
@@ -539,7 +542,10 @@ class S3Store:
         self.time.saw(headers, asked)
         details = error | {"Region": error.get("Region") or headers.get("x-amz-bucket-region")}
         code, status = str(error.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
-        return self._translated(operation, key, code, str(error.get("Message", "")), status, details)
+        translated = self._translated(operation, key, code, str(error.get("Message", "")), status, details)
+        if not isinstance(translated, StoreUnavailableError):
+            self._slow = 0.0
+        return translated
 
     def _translated(
         self, operation: str, key: str, code: str, message: str, status: int, details: Mapping[str, Any]
@@ -628,6 +634,8 @@ class S3Store:
             StoreError: Another kind of store is here, or one of another format.
             StoreUnsafeError: This service does not honour conditions.
         """
+        deadline = asyncio.get_running_loop().time() + 2 * self.options.request_time
+        facts: Facts | None = None
         while True:
             stored = await self.patiently(lambda: self.get(MARKER))
             marker = None if stored is None else self._read_marker(stored.body, layout)
@@ -637,20 +645,22 @@ class S3Store:
             if marker is not None and known is not None:
                 self.facts = known
                 return marker.settings
-            self.facts = await self._probe()
+            facts = self.facts = facts or await self._probe()
             if marker is None:
                 marker = _Marker(format=FORMAT, layout=layout, settings=dict(settings or {}))
-            stores = {**marker.stores, self.endpoint: self.facts}
+            stores = {**marker.stores, self.endpoint: facts}
             marker.stores = dict(list(stores.items())[-STORES_KEPT:])
             body = msgspec.json.format(msgspec.json.encode(marker), indent=2) + b"\n"
             try:
                 await self.put(MARKER, body, absent=stored is None, match=None if stored is None else stored.etag)
-            except (ConflictError, BusyError):
-                continue  # somebody else was faster, or it was us
+            except ConflictError:
+                pass  # somebody else was faster, or it was us
             except StoreUnavailableError:
-                await asyncio.sleep(random.uniform(0, 0.1))
-                continue
-            return marker.settings
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            else:
+                return marker.settings
+            await asyncio.sleep(random.uniform(0, 0.1))
 
     def _read_marker(self, raw: bytes, layout: str) -> _Marker:
         path = f"{self!r}{MARKER}"
@@ -767,6 +777,23 @@ class S3Store:
 
 class _NoSuchKey(StoreError):
     """Nothing is stored under the key."""
+
+
+def _resolve_once(client: Any) -> None:
+    """Where a request goes depends on the bucket. botocore remembers that by bucket and key, which is a quarter of what
+    a request on a new key costs; where it does so in another way, it is left as it is.
+    """
+    resolver = getattr(client, "_ruleset_resolver", None)
+    construct = getattr(resolver, "construct_endpoint", None)
+    if construct is None:
+        return
+
+    async def construct_endpoint(operation_model: Any, call_args: Any, request_context: Any) -> Any:
+        if call_args and "Key" in call_args:
+            call_args = call_args | {"Key": "key"}
+        return await construct(operation_model, call_args, request_context)
+
+    resolver.construct_endpoint = construct_endpoint  # type: ignore[union-attr]  # of a resolver that is there
 
 
 def _do_not_ask_first(request: Any, **_: Any) -> None:

@@ -301,6 +301,7 @@ class Files:
                     sync_data(self._fd)
                 self.index.look(wanted)
                 return len(wanted)
+            self._refresh(locked=False)  # what is read now is not read while the others wait
             with self._locked():
                 taken = self._commit_locked(wanted)
         except OSError as exc:

@@ -173,7 +173,7 @@ class S3Tracker(BaseTracker[D, R]):
         self._check_id(task_id)
         key = self._key(task_id)
         began = asyncio.get_running_loop().time()
-        stored = await self._store.get(key)
+        stored = await self._store.patiently(lambda: self._store.get(key))
         if stored is None:
             self._cache.drop(key)
             self._guesses_absent = True
@@ -253,7 +253,7 @@ class S3Tracker(BaseTracker[D, R]):
             raise StoreUnavailableError(f"the store did not answer others that write {task_id!r}") from exc
         try:
             seen = self._cache.get(key)
-            if seen is not None and seen.began >= asked:
+            if seen is not None and seen.began > asked:
                 # Read or written after this was asked for, by the one whose turn it was before: as good as a read.
                 stored = self._decoded(key, seen.etag, seen.body)
                 if rule(stored, self.now()) is stored:

@@ -1,10 +1,13 @@
 """What is particular to S3, and to the tracker with one object a task."""
 
 import asyncio
+import itertools
 import json
+import random
 import zlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from aiotracker.backends import s3 as module
 from aiotracker.backends._s3 import S3Store, StoreTime
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing import FakeClock
+from aiotracker.testing._torture import torture
 from aiotracker.testing.conformance._base import until
 from tests.services.fault_proxy import FATES, FaultProxy, Plan, Request
 from tests.services.s3 import S3Service, ceph_s3, client_of, moto_s3, prepared, raw_client
@@ -149,10 +153,10 @@ class TestRequests:
         async with make(clock=clock, lease=60) as tracker:
             with Counted(tracker) as counts:
                 async with tracker.run("job") as task:
-                    clock.jump(17)
+                    clock.jump(15)
                     await asyncio.sleep(0.05)
                     before = task.lease_left
-                    clock.jump(4)
+                    clock.jump(6)
                     await until(lambda: _is_true(task.lease_left > before))
             assert counts == {"PutObject": 3}
 
@@ -403,11 +407,14 @@ class TestFaults:
         self, proxy: FaultProxy, through: Callable[..., S3Tracker]
     ) -> None:
         async with through() as tracker:
-            proxy.plan.script("slow_down", where=lambda request: request.method == "PUT")
+            tracker._store._slow = 0.2  # it has asked before
+            proxy.plan.script("slow_down")
+            with pytest.raises(StoreUnavailableError, match="SlowDown"):
+                await tracker._store.get("one")
             loop = asyncio.get_running_loop()
             began = loop.time()
-            await tracker.add_many(f"job-{index}" for index in range(10))
-            assert loop.time() - began >= 0.02
+            await tracker._store.get("another")
+            assert loop.time() - began >= 0.19, "twice as long as before, give or take a half"
             assert tracker._store._slow == 0.0, "an answer ends it"
 
     async def test_a_store_that_cannot_be_reached_is_unavailable(self, make: Callable[..., S3Tracker]) -> None:
@@ -423,6 +430,46 @@ class TestFaults:
     @pytest.mark.chaos
     async def test_ten_thousand_tasks_through_all_of_them_end_right_and_none_twice(self, moto_s3: S3Service) -> None:
         await tracked_through_faults(moto_s3, tasks=10_000, seed=2)
+
+    async def test_workers_that_are_killed_behind_all_of_them_keep_every_promise(
+        self, moto_s3: S3Service, tmp_path: Path
+    ) -> None:
+        await tortured_through_faults(moto_s3, tmp_path, workers=2, tasks=40, seconds=4)
+
+    @pytest.mark.chaos
+    @pytest.mark.parametrize("name", ["moto_s3", "ceph_s3"])
+    async def test_they_keep_every_promise_for_longer(
+        self, request: pytest.FixtureRequest, name: str, tmp_path: Path
+    ) -> None:
+        await tortured_through_faults(request.getfixturevalue(name), tmp_path, workers=6, tasks=1500, seconds=90)
+
+
+async def tortured_through_faults(
+    service: S3Service, folder: Path, *, workers: int, tasks: int, seconds: float
+) -> None:
+    prefix = prepared(service)
+    seed = random.randrange(1_000_000)
+    async with FaultProxy(service.url) as proxy:
+        await asyncio.to_thread(_copy_facts, service, prefix, proxy.url)
+        url = S3Service(proxy.url, service.bucket).store_url(prefix)
+        # Not while the tasks are added, with a lease of two seconds and no second try.
+        proxy.refuses = _after(3 * tasks, lambda: setattr(proxy, "plan", Plan(seed, **dict.fromkeys(FATES, 0.01))))
+        report = await torture(url, workers=workers, tasks=tasks, seconds=seconds, seed=seed, folder=folder)
+        assert any(proxy.fates[fate] for fate in FATES)
+    assert report.ok, f"seed {seed}: {report}"
+    assert report.kills > 0
+    assert report.events["succeeded"] > 0
+
+
+def _after(count: int, change: Callable[[], None]) -> Callable[[Request], None]:
+    """Looks on, and makes a change when so many requests have arrived."""
+    left = itertools.count(count, -1)
+
+    def look(request: Request) -> None:
+        if next(left) == 0:
+            change()
+
+    return look
 
 
 def _unreachable(request: Any, **_: Any) -> None:

@@ -403,18 +403,23 @@ class GuardedWrites(Base):
         async with make_tracker() as one, make_tracker() as two:
             first = await one.dump(_record(one, "job", -1))
 
+            unknown: set[int] = set()
+
             async def write(number: int) -> int | None:
                 tracker = (one, two)[number % 2]
                 try:
                     stored = await tracker.dump(first.replace(data=number, write_id=tracker.new_id()))
                 except ConflictError:
                     return None
+                except StoreUnavailableError:
+                    unknown.add(number)
+                    return None
                 assert stored.data == number
                 return number
 
             landed = [n for n in await asyncio.gather(*(write(n) for n in range(100))) if n is not None]
-            assert len(landed) == 1
-            assert (await loaded(two, "job")).data == landed[0]
+            last = (await loaded(two, "job")).data
+            assert landed == [last] or (not landed and last in unknown)
 
     async def test_a_version_never_comes_back_with_the_same_content(self, make_tracker: MakeTracker) -> None:
         async with make_tracker() as tracker:
