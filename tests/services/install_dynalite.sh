@@ -13,5 +13,5 @@ install_dynalite() {
   fi
   mkdir -p "$folder"
   echo '*' >"$folder/.gitignore"
-  npm install --prefix "$folder" --no-audit --no-fund --ignore-scripts dynalite@4.0.0
+  timeout 180 npm install --prefix "$folder" --no-audit --no-fund --ignore-scripts dynalite@4.0.0
 }
