@@ -301,9 +301,10 @@ class Files:
                     sync_data(self._fd)
                 self.index.look(wanted)
                 return len(wanted)
-            self._refresh(locked=False)  # what is read now is not read while the others wait
+            foreign = self._refresh(locked=False)  # what is read now is not read while the others wait
             with self._locked():
-                taken = self._commit_locked(wanted)
+                foreign = self._refresh(locked=True) or foreign
+                taken = self._commit_locked(wanted, foreign)
         except OSError as exc:
             raise explain(exc, self._path) from exc
         if self._compaction is None and self._offset > self._compact_above:
@@ -313,8 +314,7 @@ class Files:
                 self._compact_above = max(COMPACT_BYTES, COMPACT_RATIO * self.index.live_bytes)
         return taken
 
-    def _commit_locked(self, wanted: list[Wanted]) -> int:
-        foreign = self._refresh(locked=True)
+    def _commit_locked(self, wanted: list[Wanted], foreign: bool) -> int:
         batch = self.index.batch(wanted, self._now(), self._max_record_bytes)
         if batch.data:
             self._append(batch.data)
