@@ -252,15 +252,17 @@ class Worker:
     async def _ended(self, run: "Run[Any, Any]") -> None:
         record = run.record
         self._pauses.pop(record.id, None)
-        if record.status.is_final:
+        # How our own claim ended: after a lost reply the record may show what somebody has made of the task since.
+        outcome = outcome_of(record, run.terms.token)
+        if outcome in ("succeeded", "exhausted"):
             self._undone.discard(record.id)
-            if record.status is Status.SUCCEEDED:
+            if outcome == "succeeded":
                 self._summary.succeeded += 1
             else:
                 self._summary.exhausted += 1
             await self._report(record)
             return
-        if record.status is Status.FAILED:
+        if outcome == "failed":
             self._summary.retried += 1
         due = record.not_before
         self._again(record.id, 0.0 if due is None else (due - self._tracker.now()).total_seconds(), record)
