@@ -118,7 +118,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     module = import_module(comparison.module, __package__)
     peers = _peers(options.peers, module.PEERS)
     result: dict[str, Any] = module.measure(
-        options.dir,
+        options.dir.absolute(),
         tasks=options.tasks or comparison.tasks,
         concurrency=options.concurrency or comparison.concurrency,
         rounds=options.rounds,
