@@ -34,7 +34,7 @@ class Item(Protocol):
     error: Exception | None
 
 
-I = TypeVar("I", bound=Item)  # noqa: E741
+I = TypeVar("I", bound=Item)  # noqa: E741 - the usual letter for an item
 T = TypeVar("T")
 Waiting = tuple["asyncio.Future[Any]", I, float]
 
