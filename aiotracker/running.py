@@ -329,6 +329,10 @@ class Run(Generic[D, R]):
             if isinstance(answer, asyncio.Future) and not (undoes and answer.cancelled()):
                 await self._undo(answer)
             raise
+        except GeneratorExit:  # dropped while it waited, without a cancellation
+            if isinstance(answer, asyncio.Future) and not tracker.loop.is_closed():
+                self._keeper.adopt(answer, self.task_id, self.terms.token, self._release(), self.terms.ttl)
+            raise
         except (StoreUnavailableError, OutcomeUnknownError):
             self._give_back()
             raise
@@ -350,7 +354,7 @@ class Run(Generic[D, R]):
 
     async def _undo(self, future: asyncio.Future[Task | None]) -> None:
         """Gives back a claim whose claimant is being cancelled: now if it is answered soon, else when it is."""
-        undo = Release(self.terms.token, NO_CHANGES, counted=False)
+        undo = self._release()
         await self._wait_for(future, CLAIM_TIME)
         if not future.done():
             self._keeper.adopt(future, self.task_id, self.terms.token, undo, self.terms.ttl)
@@ -374,8 +378,11 @@ class Run(Generic[D, R]):
             self._give_back()
 
     def _give_back(self) -> None:
-        undo = Release(self.terms.token, NO_CHANGES, counted=False)
-        self._keeper.give_back(self.task_id, self.terms.token, undo, self.terms.ttl)
+        self._keeper.give_back(self.task_id, self.terms.token, self._release(), self.terms.ttl)
+
+    def _release(self) -> Release:
+        """Gives the claim back as if it had never been made."""
+        return Release(self.terms.token, NO_CHANGES, counted=False)
 
     def _holds(self, record: Task | None) -> bool:
         return record is not None and record.lease is not None and record.lease.token == self.terms.token

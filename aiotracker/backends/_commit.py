@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar
@@ -25,6 +25,7 @@ logger = logging.getLogger("aiotracker")
 
 MAX_ITEMS = 5_000  # of a commit
 CLOSE_TIME = 10.0  # seconds that closing waits for the last commit
+LOOK_TIME = 0.05  # seconds between looks whether the event loop still lives, while it has answers to deliver
 
 
 class Item(Protocol):
@@ -70,6 +71,7 @@ class Committer(Generic[I]):
         self._orphans: deque[I] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._in_flight: list[Waiting[I]] = []
+        self._handed: deque[list[Waiting[I]]] = deque()  # to the loop, which has not delivered them yet
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._watching = False
         self._idle = False  # the thread waits to be woken, or is about to
@@ -159,8 +161,8 @@ class Committer(Generic[I]):
             self._watching = True
             self._loop.call_later(max(0.01, oldest + self._patience - now), self._watch)
 
-    def _deliver(self, batch: list[Waiting[I]]) -> None:
-        for future, item, _ in batch:
+    def _deliver(self) -> None:
+        for future, item, _ in self._handed.popleft():
             if not future.done():
                 if item.error is None:
                     future.set_result(item.answer)
@@ -183,7 +185,7 @@ class Committer(Generic[I]):
                 self._idle = True
                 # Looked at after the flag is set: what is submitted before that is seen here, what comes later wakes.
                 if not (self._urgent or self._normal):
-                    self._wake.get()
+                    self._sleep()
                 self._idle = False
                 while self._urgent or self._normal or self._orphans:
                     if self._orphans:
@@ -196,6 +198,21 @@ class Committer(Generic[I]):
                     return
         finally:
             self._ended.set()
+
+    def _sleep(self) -> None:
+        while self._handed:
+            try:
+                return self._wake.get(timeout=LOOK_TIME)
+            except Empty:
+                if self._loop.is_closed():
+                    self._take_back()
+                    return None
+        return self._wake.get()
+
+    def _take_back(self) -> None:
+        while self._handed:
+            for _, item, _ in self._handed.popleft():
+                self._orphan(item)
 
     def _undo(self) -> None:
         orphans = [self._orphans.popleft() for _ in range(len(self._orphans))]
@@ -224,9 +241,9 @@ class Committer(Generic[I]):
                 self._orphan(waiting[1])  # before the next commit, which may ask for it
             else:
                 waited.append(waiting)
-        if not _on(self._loop, self._deliver, waited):
-            for _, item, _ in waited:
-                self._orphan(item)
+        self._handed.append(waited)
+        if not _on(self._loop, self._deliver):
+            self._take_back()
 
     def _attempt(self, items: list[I]) -> int:
         try:

@@ -600,32 +600,73 @@ async def test_closing_does_not_wait_for_ever_for_a_stuck_commit(
 
 
 CLAIM_AND_LEAVE = """
-import asyncio, sys
+import asyncio, fcntl, os, sys, time
 from aiotracker import FileTracker
-async def main():
-    tracker = await FileTracker(sys.argv[1]).open()
-    loop = asyncio.get_running_loop()
+store, when = sys.argv[1:]
+loop = asyncio.new_event_loop()
+tracker = loop.run_until_complete(FileTracker(store).open())
+lock = os.open(os.path.join(store, "lock"), os.O_RDWR)
+waiting = []
+
+def until(is_so):
+    deadline = time.monotonic() + 30
+    while not is_so():
+        if time.monotonic() > deadline:
+            sys.exit("it did not come to that")
+        time.sleep(0.005)
+
+async def ask():
     for n in range(200):
-        tracker.run(f"task-{n}").__aenter__().send(None)    # asked, and never waited for
-    return tracker
-tracker = asyncio.run(main())       # the loop is closed; the thread may still commit
-import time
-deadline = time.monotonic() + 10
+        waiting.append(tracker.run(f"task-{n}").__aenter__())
+        waiting[-1].send(None)          # asked, and never answered: the loop ends first
+    if when == "before":
+        until(lambda: tracker._committer._handed)
+    loop.stop()
+
+if when == "after":
+    fcntl.flock(lock, fcntl.LOCK_EX)
+asking = loop.create_task(ask())
+loop.run_forever()
+loop.close()
+fcntl.flock(lock, fcntl.LOCK_UN)
+
 async def left():
-    async with FileTracker(sys.argv[1]) as again:
-        return (await again.count())["in_progress"]
-while time.monotonic() < deadline:
-    if asyncio.run(left()) == 0:
-        sys.exit(0)
-sys.exit(1)
+    async with FileTracker(store) as again:
+        return await again.count()
+until(lambda: asyncio.run(left()) == {"pending": 200})
+os._exit(0)
 """
 
 
-def test_claims_that_land_after_the_loop_has_gone_are_given_back(store: Path) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_claims_that_land_around_the_end_of_the_loop_are_given_back(store: Path, when: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CLAIM_AND_LEAVE, str(store)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", CLAIM_AND_LEAVE, str(store), when],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+async def test_a_claim_that_is_dropped_while_it_waits_is_given_back(
+    store: Path, hold: Callable[[Path], "subprocess.Popen[str]"]
+) -> None:
+    async with FileTracker(store) as tracker:
+        holder = await asyncio.to_thread(hold, store)
+        claim = tracker.run("a").__aenter__()
+        claim.send(None)
+        assert tracker._committer is not None
+        await until(lambda: bool(tracker._committer and tracker._committer._in_flight))
+        claim.close()
+        assert holder.stdin is not None
+        holder.stdin.close()
+
+        async def is_free() -> bool:
+            task = await tracker.load("a")
+            return task is not None and task.status == "pending" and task.attempts == 0
+
+        await until(is_free)
 
 
 # -- who may use it
