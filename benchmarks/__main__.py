@@ -108,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tasks", type=_count, default=1_000_000, help="in the store (%(default)s)")
     command.set_defaults(measure=lambda o: scale.measure(o.dir, tasks=o.tasks), folder=lambda o: o.dir)
 
+    command = commands.add_parser("report", help="all of it, as a page of the documentation")
+    command.add_argument("--dir", type=Path, default=Path(".bench"), help="on a real disk (%(default)s)")
+    command.add_argument("--results", type=Path, help="where each part's figures are kept (report in --dir)")
+    command.add_argument("--docs", type=Path, default=Path("docs"), help="where the page is written (%(default)s)")
+    command.add_argument("--parts", help="with commas between them, or `none`: only write (all that are missing)")
+    command.add_argument("--scale", type=float, default=1.0, help="of the numbers of tasks (%(default)s)")
+    command.add_argument("--rounds", type=_count, default=1, help="of each comparison (%(default)s)")
+    command.set_defaults(measure=_report, folder=lambda o: o.dir)
+
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
@@ -116,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
     comparison = COMPARISONS[options.kind]
     module = import_module(comparison.module, __package__)
-    peers = _peers(options.peers, module.PEERS)
+    peers = _named(options.peers, module.PEERS, "peers")
     result: dict[str, Any] = module.measure(
         options.dir.absolute(),
         tasks=options.tasks or comparison.tasks,
@@ -125,6 +134,15 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         peers=peers,
     )
     return result
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from . import performance  # whose plots need more than the others do
+
+    parts = _named(options.parts, tuple(performance.PARTS), "parts") if options.parts != "none" else ()
+    results = options.results or options.dir / "report"
+    performance.measure(results, options.dir, parts, scale=options.scale, rounds=options.rounds)
+    return {"page": str(performance.write(results, options.docs))}
 
 
 def _add_kind(command: argparse.ArgumentParser, *kinds: str) -> None:
@@ -142,10 +160,10 @@ def _count(text: str) -> int:
     return value
 
 
-def _peers(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _named(text: str | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
     names = known if text is None else tuple(filter(None, text.split(",")))
     if unknown := set(names) - set(known):
-        raise ValueError(f"no such peers: {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+        raise ValueError(f"no such {what}: {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     return names
 
 
