@@ -10,7 +10,7 @@ WORKERS := 2
 PYTEST_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test services lint bench chaos clean
+.PHONY: help install demo test services lint docs bench report matrix chaos clean
 
 help: ## What there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,9 +55,19 @@ lint: $(INSTALLED) ## Linters, format and types alone.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
 
+docs: $(INSTALLED) ## Builds the documentation into build/docs; a warning is an error.
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs-read docs build/docs
+	@echo "build/docs/index.html"
+
 bench: $(INSTALLED) ## Compares with other libraries on this machine, and fails below the figures to reach.
 	$(BIN)/python -m benchmarks compare file --check
 	$(BIN)/python -m benchmarks scale file --check
+
+report: $(INSTALLED) ## Measures everything, and writes docs/reference/performance.md; takes half an hour.
+	$(BIN)/python -m benchmarks report
+
+matrix: $(INSTALLED) ## The built package on Python 3.11 to 3.13, with the lowest dependencies, and on uvloop.
+	$(BIN)/python -m tests.packaging.matrix
 
 chaos: $(INSTALLED) ## The long tests: kills, full disks, shifted clocks.
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS) $(TESTS)

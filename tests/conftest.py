@@ -1,12 +1,21 @@
 """What all tests share."""
 
+import asyncio
 import os
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from aiotracker.testing import FakeClock
+
+if os.environ.get("AIOTRACKER_TEST_LOOP") == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 @pytest.fixture(autouse=True)
@@ -27,4 +36,10 @@ def require(condition: object, reason: str) -> None:
         return
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"required on CI: {reason}")
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
+
+
+def require_module(name: str) -> Any:
+    """The module; see `require`. A package that is there but broken is an error."""
+    require(find_spec(name) is not None, f"{name} is not installed")
+    return import_module(name)

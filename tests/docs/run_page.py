@@ -1,4 +1,5 @@
-"""Runs the examples of one Markdown page, from the top down, in the working directory: `run_page.py PAGE`.
+"""Runs the examples of one Markdown page, from the top down, in the working directory:
+`PYTHONPATH=ROOT python -m tests.docs.run_page PAGE`.
 
 * `python` blocks go on from each other, in one namespace, and may `await` at the top level as in `python -m asyncio`.
   A block that defines tests is run by pytest instead, as a file of its own; `<!-- pytest: -k word -->` before it
@@ -8,7 +9,7 @@
   and ends in `[exit status N]`.
 * A comment `<!-- not run: why -->` before a block leaves it out; `<!-- needs: jq -->` does where there is no `jq`.
 * `python` blocks that begin with `# name.py` are also saved as that file, for the commands that follow; a block that
-  has `if __name__ == "__main__":` is saved only.
+  has `if __name__ == "__main__":`, or `<!-- saved only: why -->` before it, is saved only.
 """
 
 import ast
@@ -18,16 +19,22 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .spare import command_line
+
 _FENCE = re.compile(r"^```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 _NEEDS = re.compile(r"<!-- needs: (\S+) -->\s*\Z")
-_PYTEST = re.compile(r"<!-- pytest: (.+?) -->\s*\Z")
-_NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.DOTALL)
+_PYTEST = re.compile(r"<!-- pytest: ([^>]+?) -->\s*\Z")
+# Of one comment alone: an earlier one must not reach over everything to the end of a later one.
+_NOT_RUN = re.compile(r"<!-- not run: (?:(?!-->).)+-->\s*\Z", re.DOTALL)
+_SAVED = re.compile(r"<!-- saved only: (?:(?!-->).)+-->\s*\Z", re.DOTALL)
 _FILE_NAME = re.compile(r"# (\S+\.py)\n")
 _EXIT_STATUS = re.compile(r"\n?\[exit status (\d+)\]\n?\Z")
 
@@ -40,6 +47,7 @@ class Block(NamedTuple):
     line: int  # of the fence
     is_skipped: bool
     pytest: list[str]  # arguments
+    is_saved_only: bool
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -51,7 +59,8 @@ def blocks(text: str) -> Iterator[Block]:
         skipped = why is not None or (needs is not None and shutil.which(needs[1]) is None)
         more = _PYTEST.search(before)
         arguments = [] if more is None else shlex.split(more[1])
-        yield Block(found["language"], found["text"], before.count("\n") + 1, skipped, arguments)
+        saved_only = _SAVED.search(before) is not None or '__name__ == "__main__"' in found["text"]
+        yield Block(found["language"], found["text"], before.count("\n") + 1, skipped, arguments, saved_only)
 
 
 def run(page: Path) -> None:
@@ -61,8 +70,13 @@ def run(page: Path) -> None:
         AssertionError: A command did not do what the page says.
     """
     namespace: dict[str, Any] = {"__name__": "__page__"}
-    with asyncio.Runner() as runner:
-        for block in blocks(page.read_text()):
+    found = list(blocks(page.read_text()))
+    with ExitStack() as stack:
+        if any("aiotracker " in block.text for block in found if block.language == "console"):
+            folder = stack.enter_context(command_line())
+            os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        runner = stack.enter_context(asyncio.Runner())
+        for block in found:
             if block.is_skipped:
                 continue
             if block.language == "python":
@@ -87,18 +101,24 @@ def _run_python(page: Path, block: Block, namespace: dict[str, Any], runner: asy
             "asyncio_default_fixture_loop_scope=function",
             "-p",
             "no:cacheprovider",
+            "-p",
+            "pytest_asyncio.plugin",
             "-W",
             "error",
             str(path),
         ]
-        subprocess.run([sys.executable, "-m", "pytest", *arguments, *block.pytest], check=True, timeout=120)
+        # Other plugins take longer to load than the tests to run.
+        environ = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments, *block.pytest], check=True, timeout=120, env=environ
+        )
+        return
+    if name is not None and block.is_saved_only:
         return
     # Line numbers of tracebacks are those of the page.
     code = compile(
         "\n" * block.line + block.text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
     )
-    if name is not None and '__name__ == "__main__"' in block.text:
-        return
     result = eval(code, namespace)
     if inspect.iscoroutine(result):
         runner.run(result)
@@ -122,7 +142,7 @@ def _run_command(page: Path, block: Block, command: str, expected: str | None) -
         stderr=subprocess.STDOUT,
         text=True,
         timeout=120,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"},
+        env=os.environ | {"COLUMNS": "120"},
     )
     where = f"{page.name}, the block at line {block.line}: $ {command}\n{done.stdout}"
     status = 0
@@ -141,4 +161,12 @@ def _run_command(page: Path, block: Block, command: str, expected: str | None) -
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    os.environ.pop("PYTHONPATH", None)  # it was for this module
+    os.setpgrp()
+    try:
+        run(Path(sys.argv[1]))
+    finally:
+        # What a page has started in the background ends with it, also where the page failed before it came to that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
