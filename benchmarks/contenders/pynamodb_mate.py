@@ -19,7 +19,7 @@ __all__ = ["BIAS", "THREADS", "run"]
 THREADS = 32
 BIAS = (
     f"make_and_save, then Task.start, in {THREADS} threads, as it blocks: an unconditional PutItem, which would reset "
-    "a task that is there, and two UpdateItem. The lock is not looked at when a task ends; no fence, no renewal."
+    "a task that is there, and two UpdateItem, the last of them on the condition of the lock; no fence, no renewal."
 )
 
 
