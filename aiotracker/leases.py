@@ -1,6 +1,7 @@
 """Leases as their holder sees them, and the keeper that renews them."""
 
 import asyncio
+import contextvars
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -219,18 +220,27 @@ class Keeper:
             await asyncio.wait(answers, timeout=max(0.1, min(longest, deadline - loop.time())))
         self._closed = True
         if left := [orphan for orphan in self._orphans.values() if not orphan.is_free]:
-            logger.warning("claims could not be ended, and run out: %s", _named(left))
+            logger.warning(
+                "claims could not be ended, and run out: %s",
+                _named(left),
+                extra={"event": "claims_not_ended", "task_ids": [orphan.task_id for orphan in left]},
+            )
         self._orphans.clear()
         if self._held:
             logger.warning(
-                "the tracker was closed while tasks ran; their leases run out: %s", _named(self.held.values())
+                "the tracker was closed while tasks ran; their leases run out: %s",
+                _named(self.held.values()),
+                extra={"event": "closed_while_running", "task_ids": [held.task_id for held in self.held.values()]},
             )
 
     def _look_at(self, when: float) -> None:
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._poke = asyncio.Event()
             self._wake_at = when
-            self._task = asyncio.create_task(self._keep(self._poke), name="aiotracker lease keeper")
+            # A context of its own: what it does for all is no part of what the first of them is in, such as a trace.
+            self._task = asyncio.create_task(
+                self._keep(self._poke), name="aiotracker lease keeper", context=contextvars.Context()
+            )
         elif when < self._wake_at and self._poke is not None:
             self._wake_at = when
             self._poke.set()
@@ -245,9 +255,10 @@ class Keeper:
                     self._measure(planned)
                 poke.clear()
                 self._wake_at = self._tend()
-            except Exception:
+            except Exception as exc:
                 # Whatever is wrong, other leases must be renewed.
-                logger.exception("the lease keeper failed, and goes on")
+                extra = {"event": "keeper_failed", "error_type": type(exc).__name__}
+                logger.exception("the lease keeper failed, and goes on", extra=extra)
                 await asyncio.sleep(0.1)
 
     def _measure(self, planned: float) -> None:
@@ -265,7 +276,7 @@ class Keeper:
             "a body must not block (use asyncio.to_thread)",
             lag,
             _named(slow),
-            extra={"lag": lag, "task_ids": [held.task_id for held in slow]},
+            extra={"event": "loop_blocked", "lag": lag, "task_ids": [held.task_id for held in slow]},
         )
 
     def _tend(self) -> float:
@@ -278,7 +289,8 @@ class Keeper:
             if orphan.until <= now:
                 del self._orphans[orphan.token]
                 if not orphan.is_free:
-                    logger.warning("a claim of %r could not be ended, and runs out", orphan.task_id)
+                    extra = {"event": "claims_not_ended", "task_ids": [orphan.task_id]}
+                    logger.warning("a claim of %r could not be ended, and runs out", orphan.task_id, extra=extra)
                 continue
             if orphan.try_at <= now:
                 orphan.try_at = now + orphan.pause
@@ -362,6 +374,11 @@ class Keeper:
             unanswered[0][0],
             type(exc).__name__,
             exc,
+            extra={
+                "event": "renewal_failed",
+                "task_ids": [task_id for task_id, _ in unanswered],
+                "error_type": type(exc).__name__,
+            },
         )
 
     def _give_back(self, orphan: Orphan) -> None:

@@ -1,25 +1,18 @@
-"""One run of one task: the claim, the body's view of it, and how it ends."""
+"""One run of one task: the claim, and how it ends."""
 
 import asyncio
 import contextlib
-import functools
-import inspect
 import logging
 import random
-import traceback
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, get_type_hints
-from typing import TypeVar as StandardTypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic
 
 import anyio
 import msgspec
-from typing_extensions import ParamSpec, TypeVar
+from typing_extensions import TypeVar
 
-from ._core.codec import copied, find_problem, plain, typed
 from ._core.retry import Retry, leaves, postponed
-from ._core.task import Failure, Status, Step, Task
+from ._core.task import Status, Step, Task
 from ._core.transitions import (
     ENDS_KEPT,
     NO_CHANGES,
@@ -34,6 +27,9 @@ from ._core.transitions import (
     Succeed,
     outcome_of,
 )
+from ._describe import describe, describe_briefly
+from ._values import check_room, check_seconds, plain_value
+from .body import RunningTask
 from .contract import UNKNOWN
 from .errors import (
     InvalidValueError,
@@ -54,209 +50,16 @@ from .leases import Held
 if TYPE_CHECKING:
     from .tracker import BaseTracker
 
-__all__ = ["Run", "RunningTask", "check_async", "check_room", "check_seconds", "return_type"]
+__all__ = ["Run", "RunningTask"]
 
 logger = logging.getLogger("aiotracker")
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
-T = TypeVar("T")
-P = ParamSpec("P")
 
-RESERVE: Final = (
-    32 * 1024
-)  # bytes of a record that are kept for errors, ends, lease and note, so that each end can be recorded
 CLAIM_TIME: Final = 1.0  # seconds at the most that a cancellation waits for the answer to a claim
 DESCRIBE_TIME: Final = 2.0  # seconds at the most that an error waits for a thread that formats it
 RELEASE_TIME: Final = 5.0  # seconds at the most that a cancellation waits for its release to be written
-MAX_MESSAGE: Final = 2_000
-MAX_TRACEBACK: Final = 8_000  # characters
-MAX_NOTE: Final = 2_000
-
-
-class RunningTask(Generic[D, R]):
-    """A claimed task, as its body sees it.
-
-    Attributes:
-        result: Set by the body; recorded with the success.
-    """
-
-    __slots__ = ("_data", "_data_seen", "_run", "_steps", "result")
-
-    def __init__(self, run: "Run[D, R]") -> None:
-        self._run = run
-        self._data: Any = None
-        self._data_seen = False
-        self._steps: set[str] | None = None
-        self.result: R | None = None
-
-    def __repr__(self) -> str:
-        return f"<RunningTask {self.id!r} attempt {self.attempts} fence {self.fence}>"
-
-    @property
-    def id(self) -> str:
-        """The task's id."""
-        return self._run.task_id
-
-    @property
-    def attempts(self) -> int:
-        """Which attempt this is, from 1."""
-        return self.record.attempts
-
-    @property
-    def fence(self) -> int:
-        """Larger than that of every earlier claim of this id. Let what you write to elsewhere refuse smaller ones."""
-        return self.record.fence
-
-    @property
-    def lease_left(self) -> float:
-        """Seconds until the lease ends, if it is not renewed, by the least favourable of our clocks."""
-        return self._run.held.left
-
-    @property
-    def record(self) -> Task:
-        """The record as it was last read or written by this run."""
-        return self._run.record
-
-    @property
-    def data(self) -> D:
-        """The task's data: a copy of this run's own. Changes are recorded by `save`, by each step, and at the end."""
-        if not self._data_seen:
-            self._data = _fitting(self.record.data, self._run.tracker.data_type, "data")
-            self._data_seen = True
-        return self._data  # type: ignore[no-any-return]  # checked against data_type, which mypy cannot see
-
-    @data.setter
-    def data(self, value: D) -> None:
-        self._data, self._data_seen = value, True
-
-    @property
-    def progress(self) -> float | None:
-        """How far the body is, from 0 to 1 or in any unit of yours; rides on the next renewal."""
-        fields = self._run.changes.fields
-        return fields.get("progress", self.record.progress)
-
-    @progress.setter
-    def progress(self, value: float | None) -> None:
-        try:
-            number = None if value is None or isinstance(value, bool) else float(value)
-            is_fine = value is None or (number is not None and number - number == 0)
-        except (TypeError, ValueError, OverflowError):
-            is_fine = False
-        if not is_fine:
-            raise InvalidValueError(f"progress takes a finite number or None, not {value!r}")
-        self._run.change(progress=number)
-
-    @property
-    def note(self) -> str | None:
-        """A line for whoever looks; rides on the next renewal."""
-        fields = self._run.changes.fields
-        return fields.get("note", self.record.note)
-
-    @note.setter
-    def note(self, value: str | None) -> None:
-        if value is not None and (type(value) is not str or find_problem(value, "note") or len(value) > MAX_NOTE):
-            raise InvalidValueError(f"note takes a str of at most {MAX_NOTE} characters or None, not {value!r}")
-        self._run.change(note=value)
-
-    async def save(self) -> None:
-        """Records data, progress and note now, and renews the lease.
-
-        Raises:
-            InvalidValueError: `data` holds what JSON cannot; nothing was written.
-            RecordTooLargeError: Nothing was written.
-            LeaseLostError: The claim is over; nothing was written.
-            OutcomeUnknownError: The store did not tell whether it was written.
-        """
-        self._keep_data()
-        await self._run.save()
-
-    async def renew(self, seconds: float | None = None) -> None:
-        """Renews the lease now. Not needed for bodies that give the event loop its turns.
-
-        Args:
-            seconds: The new length of the lease; by default the length that it has.
-
-        Raises:
-            LeaseLostError: The claim is over.
-            OutcomeUnknownError: The store did not tell.
-        """
-        await self._run.renew(seconds)
-
-    async def step(self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs one step of a pipeline, or gives what it returned when it finished in an earlier attempt.
-
-        The result, times, attempts and error are in the record before this returns or raises. Steps may run
-        concurrently.
-
-        Args:
-            name: Of the step, once in a run.
-            fn: An async function; its result is stored as JSON, and given as its return annotation says, also the
-                first time. Return a path, not the payload.
-            *args: For `fn`.
-            **kwargs: For `fn`.
-
-        Raises:
-            InvalidValueError: The name was used before in this run, or the result cannot be stored.
-            TypeError: `fn` is not async.
-            LeaseLostError: The claim is over; the step is not recorded.
-            OutcomeUnknownError: The store did not tell whether the step was recorded.
-        """
-        check_async(fn, "step")
-        if not isinstance(name, str) or not name or find_problem(name, "name"):
-            raise InvalidValueError(f"a step's name is a str that is not empty, not {name!r}")
-        if self._steps is None:
-            self._steps = set()
-        if name in self._steps:
-            raise InvalidValueError(f"step {name!r} was already used in this run of {self.id!r}; names are used once")
-        self._steps.add(name)
-        kind = return_type(fn, *args)
-        path = f"the result of step {name!r}"
-        run, before = self._run, next((step for step in self.record.steps if step.name == name), None)
-        if before is not None and before.status is Status.SUCCEEDED:
-            return _fitting(before.result, kind, path)  # type: ignore[no-any-return]  # as fn's annotation
-        run.check()
-        step = Step(name, Status.IN_PROGRESS, before.attempts + 1 if before else 1, run.tracker.now())
-        run.change_step(step)
-        try:
-            value = await fn(*args, **kwargs)
-            done = msgspec.structs.replace(
-                step, status=Status.SUCCEEDED, finish_time=run.tracker.now(), result=_plain(value, kind, path)
-            )
-            run.check_size(run.changes.fields, run.changes.steps | {name: done})
-        except BaseException as exc:
-            await self._step_failed(step, exc)
-            raise
-        run.change_step(done)
-        self._keep_data()
-        await run.save()
-        return _fitting(done.result, kind, path)  # type: ignore[no-any-return]  # as fn's annotation
-
-    async def _step_failed(self, step: Step, exc: BaseException) -> None:
-        run = self._run
-        # A cancellation must not wait, and is recorded with the release.
-        cause = await run.describe(exc) if isinstance(exc, Exception) else _brief(exc)
-        now = run.tracker.now()
-        failure = Failure(self.attempts, now, run.tracker.worker, cause.type, cause.message, cause.traceback)
-        run.change_step(msgspec.structs.replace(step, status=Status.FAILED, finish_time=now, error=failure))
-        if isinstance(exc, Exception):
-            try:
-                await run.save()
-            except TrackerError as error:
-                logger.warning("the failed step %r of %r could not be recorded: %s", step.name, self.id, error)
-
-    def _keep_data(self) -> None:
-        """Takes the body's data into what is written next.
-
-        Raises:
-            InvalidValueError: JSON cannot hold it.
-            RecordTooLargeError: The record would not fit.
-        """
-        if self._data_seen:
-            run = self._run
-            fields = run.changes.fields | {"data": _plain(self._data, run.tracker.data_type, "data")}
-            run.check_size(fields, run.changes.steps)
-            run.changes.fields = fields
 
 
 class Run(Generic[D, R]):
@@ -280,6 +83,7 @@ class Run(Generic[D, R]):
         "tracker",
     )
 
+    task_type: ClassVar[type[RunningTask[Any, Any]]] = RunningTask  # what the body gets
     held: Held
 
     def __init__(
@@ -330,7 +134,7 @@ class Run(Generic[D, R]):
                 await self._undo(answer)
             raise
         except GeneratorExit:  # dropped while it waited, without a cancellation
-            if isinstance(answer, asyncio.Future) and not tracker.loop.is_closed():
+            if isinstance(answer, asyncio.Future) and tracker.loop is not None and not tracker.loop.is_closed():
                 self._keeper.adopt(answer, self.task_id, self.terms.token, self._release(), self.terms.ttl)
             raise
         except (StoreUnavailableError, OutcomeUnknownError):
@@ -344,7 +148,7 @@ class Run(Generic[D, R]):
             raise StoreUnavailableError(
                 f"claiming {self.task_id!r} took longer than the lease of {self.terms.ttl:g} s; it was given back"
             )
-        self._running = RunningTask(self)
+        self._running = self.task_type(self)
         held.body = body
         self._cancelling = body.cancelling()
         if self._timeout is not None:
@@ -428,7 +232,8 @@ class Run(Generic[D, R]):
             if not self._cancelled or isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             if error is not exc and not isinstance(error, asyncio.CancelledError):
-                logger.warning("while %r was cancelled: %s: %s", self.task_id, type(error).__name__, error)
+                extra = self.where("cancelled_with_error", error)
+                logger.warning("while %r was cancelled: %s: %s", self.task_id, type(error).__name__, error, extra=extra)
         finally:
             keeper.leave(held)
             self._running = None  # or the two would keep each other until the garbage collector comes
@@ -500,7 +305,7 @@ class Run(Generic[D, R]):
             undo = Release(self.terms.token, NO_CHANGES, counted=False, outcome="lease_lost")
             self._keeper.give_back(self.task_id, self.terms.token, undo, self.terms.ttl)
         if must_go:
-            logger.warning("the lease of %r was lost: %s", self.task_id, held.lost)
+            logger.warning("the lease of %r was lost: %s", self.task_id, held.lost, extra=self.where("lease_lost"))
         elif not (isinstance(exc, LeaseLostError) and exc.task_id == self.task_id and exc.fence == self.record.fence):
             raise self._lost() from (None if isinstance(exc, asyncio.CancelledError) else exc)
 
@@ -516,7 +321,7 @@ class Run(Generic[D, R]):
             task._keep_data()
             result = task.result
             if result is not None:
-                result = _plain(result, self.result_type, "result")
+                result = plain_value(result, self.result_type, "result")
             await self._record(Succeed(self.terms.token, self.changes, result), "succeeded")
         except (InvalidValueError, RecordTooLargeError) as exc:
             await self._end_failed(task, exc)
@@ -534,8 +339,9 @@ class Run(Generic[D, R]):
         cause = await self._described(exc)
         try:
             wait = retry.wait(self.record.attempts, random.random())
-        except Exception:
-            logger.exception("the retry's delay failed; %r is tried again after max_delay", self.task_id)
+        except Exception as error:
+            extra = self.where("retry_delay_failed", error)
+            logger.exception("the retry's delay failed; %r is tried again after max_delay", self.task_id, extra=extra)
             wait = retry.max_delay
         rule = Fail(
             token,
@@ -544,7 +350,7 @@ class Run(Generic[D, R]):
             retry.max_attempts,
             retryable=retry.allows(exc) or isinstance(exc, asyncio.CancelledError),
             wait=wait,
-            outcome="timeout" if self.held.timed_out else "error",
+            outcome="timeout" if isinstance(exc, TimeoutError) else "error",
         )
         try:
             await self._record(rule, "failed", "exhausted")
@@ -561,18 +367,24 @@ class Run(Generic[D, R]):
             except RecordTooLargeError:
                 record = await self._insist(msgspec.structs.replace(rule, changes=NO_CHANGES))
         except Exception as exc:
-            logger.warning("%r could not be released in time: %s: %s", self.task_id, type(exc).__name__, exc)
+            extra = self.where("not_released", exc)
+            logger.warning(
+                "%r could not be released in time: %s: %s", self.task_id, type(exc).__name__, exc, extra=extra
+            )
             return
         if record is not None and outcome_of(record, self.terms.token) == "released":
             self.held.record = record
         else:
-            logger.warning("%r was not released: it had been taken away or taken over", self.task_id)
+            self.held.lost = "taken away or taken over"
+            extra = self.where("not_released")
+            logger.warning("%r was not released: it had been taken away or taken over", self.task_id, extra=extra)
 
     def _keep_data(self, task: RunningTask[D, R]) -> None:
         try:
             task._keep_data()
         except (InvalidValueError, RecordTooLargeError) as exc:
-            logger.warning("the data of %r cannot be stored, and is kept as it was: %s", self.task_id, exc)
+            extra = self.where("data_not_kept", exc)
+            logger.warning("the data of %r cannot be stored, and is kept as it was: %s", self.task_id, exc, extra=extra)
 
     async def _record(self, rule: Rule, *outcomes: str) -> None:
         """Writes how the run ends. A cancellation that arrives meanwhile is raised after it is recorded."""
@@ -642,6 +454,18 @@ class Run(Generic[D, R]):
                     if self._running is not None:
                         self._note_cancel()
 
+    def where(self, event: str, error: BaseException | None = None) -> dict[str, Any]:
+        """What a log record of this run has besides its message."""
+        extra: dict[str, Any] = {
+            "event": event,
+            "store": self.tracker.kind,
+            "worker": self.terms.worker,
+            "task_id": self.task_id,
+        }
+        if hasattr(self, "held"):  # it was claimed
+            extra |= {"attempt": self.record.attempts, "fence": self.record.fence}
+        return extra if error is None else extra | {"error_type": type(error).__name__}
+
     # -- what the body writes
 
     def change(self, **fields: Any) -> None:
@@ -697,16 +521,16 @@ class Run(Generic[D, R]):
     async def describe(self, exc: BaseException) -> Cause:
         """The error as it is kept. Formatting reads source files, which must not block the event loop."""
         if isinstance(exc, asyncio.CancelledError):
-            return _brief(exc)
+            return describe_briefly(exc, self.task_id)
         try:
-            future = asyncio.get_running_loop().run_in_executor(None, _describe, exc)
+            future = asyncio.get_running_loop().run_in_executor(None, describe, exc, self.task_id)
         except RuntimeError:  # the event loop is being closed
-            return _brief(exc)
+            return describe_briefly(exc, self.task_id)
         await asyncio.wait({future}, timeout=DESCRIBE_TIME)
         if future.done() and not future.cancelled() and future.exception() is None:
             return future.result()
         future.cancel()  # all threads are busy with something that takes long
-        return _brief(exc)
+        return describe_briefly(exc, self.task_id)
 
     async def _described(self, exc: BaseException) -> Cause:
         future = asyncio.ensure_future(self.describe(exc))
@@ -714,131 +538,9 @@ class Run(Generic[D, R]):
         if future.done() and not future.cancelled() and future.exception() is None:
             return future.result()
         future.cancel()
-        return _brief(exc)
-
-
-def check_room(task_id: str, size: int, limit: int) -> None:
-    """Raises `RecordTooLargeError` where a record leaves no room for how a run ends."""
-    limit -= RESERVE
-    if size > limit:
-        raise RecordTooLargeError(
-            f"the record of {task_id!r} would take {size:,} bytes, and {limit:,} are the most: "
-            "keep large values elsewhere, and their path here",
-            task_id,
-            size,
-            limit,
-        )
+        return describe_briefly(exc, self.task_id)
 
 
 def _is_exit(exc: BaseException | None) -> bool:
     """Whether the program is to end, as Ctrl-C in a body says."""
     return exc is not None and any(isinstance(cause, KeyboardInterrupt | SystemExit) for cause in leaves(exc))
-
-
-def _describe(exc: BaseException) -> Cause:
-    text = "".join(traceback.format_exception(exc))
-    if len(text) > MAX_TRACEBACK:
-        text = (
-            f"{text[:1000]}\n... {len(text) - MAX_TRACEBACK:,} characters left out ...\n{text[1000 - MAX_TRACEBACK :]}"
-        )
-    return Cause(type(exc).__name__, _message(exc), _storable(text))
-
-
-def _brief(exc: BaseException) -> Cause:
-    # Without lines of source code, which would have to be read.
-    frames = (
-        f"in {frame.f_code.co_name}, {frame.f_code.co_filename}:{n}"
-        for frame, n in traceback.walk_tb(exc.__traceback__)
-    )
-    text = "" if isinstance(exc, asyncio.CancelledError) else _storable("\n".join(frames)[-MAX_TRACEBACK:])
-    return Cause(type(exc).__name__, _message(exc) or "cancelled", text)
-
-
-def _message(exc: BaseException) -> str:
-    try:
-        text = str(exc)
-    except Exception as error:
-        text = f"<{type(exc).__name__} without a text: {type(error).__name__}>"
-    return _storable(text[:MAX_MESSAGE])
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _plain(value: Any, kind: Any, path: str) -> Any:
-    try:
-        return plain(value, kind, path)
-    except ValueError as exc:
-        raise InvalidValueError(str(exc)) from exc
-
-
-def _fitting(stored: Any, kind: Any, path: str) -> Any:
-    try:
-        return typed(copied(stored), kind, path)
-    except ValueError as exc:
-        raise InvalidValueError(str(exc)) from exc
-
-
-def check_async(fn: object, user: str) -> None:
-    """Refuses what is not an async function, before anything is called.
-
-    Raises:
-        TypeError: With what to write instead.
-    """
-    inner = fn
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if not callable(inner):
-        raise TypeError(f"{user} takes an async function, not {fn!r}")
-    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
-        return
-    name = getattr(inner, "__name__", repr(inner))
-    example = (
-        f'task.step("{name}", asyncio.to_thread, {name}, ...)'
-        if user == "step"
-        else (f"an async def that awaits asyncio.to_thread({name}, ...)")
-    )
-    raise TypeError(f"{user} takes an async function, and {name} is a plain one; use {example}")
-
-
-def return_type(fn: Callable[..., Any], *args: object) -> Any:
-    """What an async function says that it returns; `Any` where it says nothing that can be used.
-
-    Args:
-        fn: The function. Of `asyncio.to_thread`, the function that it calls counts.
-        *args: What `fn` is called with.
-    """
-    while isinstance(fn, functools.partial):
-        args = (*fn.args, *args)
-        fn = fn.func
-    if fn is asyncio.to_thread and args and callable(args[0]):
-        return return_type(args[0], *args[1:])
-    if not (inspect.isfunction(fn) or inspect.ismethod(fn)):
-        fn = type(fn).__call__
-    try:
-        fn = inspect.unwrap(fn)
-        kind = fn.__annotations__["return"]
-        if isinstance(kind, str):
-            # The return alone: names of other parameters may exist for the type checker only.
-            kind = get_type_hints(_Returns(kind, getattr(fn, "__globals__", {})))["return"]
-    except Exception:
-        return Any
-    return Any if isinstance(kind, TypeVar | StandardTypeVar) or kind in (None, type(None)) else kind
-
-
-class _Returns:
-    def __init__(self, kind: str, names: dict[str, Any]) -> None:
-        self.__annotations__ = {"return": kind}
-        self.__globals__ = names
-
-
-def check_seconds(name: str, value: float) -> float:
-    """A length of time that was given by a user.
-
-    Raises:
-        InvalidValueError: It is not a positive, finite number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= timedelta.max.total_seconds():
-        raise InvalidValueError(f"{name} takes a positive number of seconds, not {value!r}")
-    return float(value)

@@ -34,7 +34,8 @@ async def stop_on_signals(*signals: signal.Signals) -> AsyncIterator[asyncio.Eve
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def caught(number: signal.Signals) -> None:
-        logger.warning("%s: finishing what is under way; once more to stop at once", number.name)
+        extra = {"event": "stopping", "signal": number.name}
+        logger.warning("%s: finishing what is under way; once more to stop at once", number.name, extra=extra)
         restore()
         stop.set()
 

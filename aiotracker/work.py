@@ -229,7 +229,7 @@ class Worker:
                 return entered
         except LeaseLostError as exc:
             if exc is not raised or run.held.lost is not None:
-                logger.warning("%s; it is tried again", exc)
+                logger.warning("%s; it is tried again", exc, extra=run.where("lease_lost", exc))
                 self._summary.retried += 1
                 self._again(task_id, 0.0)
                 return entered
@@ -239,7 +239,8 @@ class Worker:
                 return entered
         except RecordTooLargeError as exc:
             if not entered:
-                logger.error("%r cannot be claimed, and is left alone: %s", task_id, exc)
+                extra = run.where("claim_impossible", exc)
+                logger.error("%r cannot be claimed, and is left alone: %s", task_id, exc, extra=extra)
                 self._undone.add(task_id)
                 return False
         except Exception as exc:
@@ -310,8 +311,9 @@ class Worker:
             answer = self._on_done(record)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception:
-            logger.exception("on_done failed for %r", record.id)
+        except Exception as exc:
+            extra = {"event": "on_done_failed", "task_id": record.id, "error_type": type(exc).__name__}
+            logger.exception("on_done failed for %r", record.id, extra=extra)
 
     # -- what the sources need
 
@@ -348,7 +350,8 @@ class Worker:
         if now - self._failing_since > UNREACHABLE:
             raise exc
         self._failures += 1
-        logger.warning("%s: %s", what, exc)
+        extra = {"event": "store_unreachable", "store": self._tracker.kind, "error_type": type(exc).__name__}
+        logger.warning("%s: %s", what, exc, extra=extra)
         return min(MAX_POLL, MIN_POLL * 1.5 ** min(self._failures, 20))
 
     def change(self) -> None:
@@ -497,6 +500,8 @@ class _Claimable:
         try:
             tasks, next_due = await tracker.claimable(2 * worker.concurrency + len(self._shunned) + len(self._busy))
         except StoreUnavailableError as exc:
+            if tracker.observer is not None:
+                tracker.observer.unreachable("look", exc)
             await worker.until_changed(worker.no_answer("the store is asked for work again", exc))
             return True
         for task in tasks:
