@@ -4,16 +4,20 @@ import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from ._core.codec import MAX_RECORD_BYTES
-from ._core.query import Query
+from ._core.query import GroupBy, Query, group_of
 from ._core.task import Status, Task
 from .clock import Clock, SystemClock
 from .errors import ConflictError, OutcomeUnknownError, StoreUnavailableError, UnsupportedError
+
+if TYPE_CHECKING:
+    from .events import Observer
 
 __all__ = ["UNKNOWN", "Claimable", "Contract", "Transition", "in_order"]
 
@@ -48,6 +52,7 @@ class Contract(ABC):
     clock_uncertainty: float = 0.0  # seconds by which `now` may be off, on both sides together
 
     _patience: float = 20.0  # seconds during which a write is tried again
+    observer: "Observer | None" = None  # tells the hooks; None: there are none
 
     async def connect(self, stack: AsyncExitStack) -> None:  # noqa: B027 - a backend may have nothing to open
         """Opens what is needed, and pushes on the stack what must be closed."""
@@ -91,7 +96,7 @@ class Contract(ABC):
                 one refused write; nothing is refused on a guess.
 
         Returns:
-            The record as it is now stored: written, or read after the call where the transition changed nothing.
+            The record as it is now stored; where the transition changed nothing, as it was read after the call.
 
         Raises:
             OutcomeUnknownError: Whether the write landed could not be found out in time.
@@ -119,6 +124,8 @@ class Contract(ABC):
                 except ConflictError as exc:
                     # It may be our own write, after an unknown outcome, or since the driver sent it twice; only now is
                     # what is read conclusive.
+                    if self.observer is not None:
+                        self.observer.conflicted(task_id)
                     try:
                         if not exc.known or patience.is_contended:
                             await patience.yield_to_others(task_id)
@@ -136,21 +143,33 @@ class Contract(ABC):
                     break
                 except StoreUnavailableError as exc:
                     unknown = exc
+                    if self.observer is not None:
+                        self.observer.unreachable("write", exc, task_id)
                     if not await patience.wait():
                         raise _unknown(task_id, exc) from exc
 
     async def _write(self, current: Task | None, new: Task | None) -> Task | None:
         if new is not None:
+            if self.observer is not None:
+                return await self._dump_observed(new, self.observer)
             return await self.dump(new)
         if current is not None:
             await self.delete(current)
         return None
 
+    async def _dump_observed(self, task: Task, observer: "Observer") -> Task:
+        began = time.perf_counter()
+        stored = await self.dump(task)
+        observer.committed(1, len(task.encode()), time.perf_counter() - began)
+        return stored
+
     async def _load_patiently(self, task_id: str, patience: "_Patience") -> Task | None:
         while True:
             try:
                 return await self.load(task_id)
-            except StoreUnavailableError:
+            except StoreUnavailableError as exc:
+                if self.observer is not None:
+                    self.observer.unreachable("read", exc, task_id)
                 if not await patience.wait():
                     raise
 
@@ -165,6 +184,18 @@ class Contract(ABC):
             UnsupportedError: The backend has no scan.
         """
         raise _unsupported(self, "scan")
+
+    async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
+        """How many tasks match, by what `group_of` says; the query has neither order nor limit.
+
+        Raises:
+            UnsupportedError: The backend has no scan.
+        """
+        counts: Counter[str] = Counter()
+        async for task in self.scan(query):
+            if query.matches(task):
+                counts[group_of(task, by)] += 1
+        return counts
 
     async def delete(self, task: Task) -> None:
         """Removes the record, guarded like `dump`.

@@ -1,13 +1,10 @@
 """The tracker: what users call, and what backends extend."""
 
 import asyncio
-import functools
-import itertools
+import logging
 import os
-import secrets
 import socket
-import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -19,25 +16,29 @@ import msgspec
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from ._core.codec import check_id
-from ._core.query import Query, Where, aware
+from ._core.query import GroupBy, Query, Where, aware, check_group
 from ._core.retry import Retry
 from ._core.task import Task
-from ._core.transitions import Add, Aim, Claim, Ignore, Judge, Purge, Reset, Rule, Terms
+from ._core.transitions import Add, Aim, Author, Claim, Ignore, Judge, Purge, Reset, Rule, Terms
+from ._values import check_async, check_room, check_seconds, fitting_value, plain_value, return_type
+from .bulk import WINDOW, Witness, in_windows
 from .clock import Clock, SystemClock
 from .contract import Contract
 from .errors import InvalidValueError, StoreError, TaskSucceededError, UnsupportedError
+from .events import Hook, Observer, check_hooks
 from .leases import Keeper
-from .running import Run, RunningTask, _fitting, _plain, check_async, check_room, check_seconds, return_type
+from .names import Names
+from .running import Run, RunningTask
 from .work import Worker, WorkSummary
 
 __all__ = ["BaseTracker", "Options"]
+
+logger = logging.getLogger("aiotracker")
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
 T = TypeVar("T")
 P = ParamSpec("P")
-
-WINDOW = 1000  # updates of a bulk verb that are under way at once, so that they share commits
 
 
 class Options(TypedDict, Generic[D, R], total=False):
@@ -53,6 +54,7 @@ class Options(TypedDict, Generic[D, R], total=False):
     clock: Clock | None
     clock_skew: float
     read_only: bool
+    hooks: Iterable[Hook]
 
 
 class BaseTracker(Contract, Generic[D, R]):
@@ -73,6 +75,7 @@ class BaseTracker(Contract, Generic[D, R]):
         clock_skew: Seconds by which the clocks of the workers' machines may differ; somebody else's lease is only
             taken over when it ended this long ago. On one machine, a clock that nobody can set decides instead.
         read_only: Nothing is written; verbs that would raise `UnsupportedError`.
+        hooks: Plain functions that are told what happens, see `aiotracker.events`.
 
     Raises:
         InvalidValueError: An argument is out of range.
@@ -89,6 +92,7 @@ class BaseTracker(Contract, Generic[D, R]):
         clock: Clock | None = None,
         clock_skew: float = 0.0,
         read_only: bool = False,
+        hooks: Iterable[Hook] = (),
     ) -> None:
         self.lease = check_seconds("lease", lease)
         self.retry = Retry() if retry is None else _check_retry(retry)
@@ -101,7 +105,7 @@ class BaseTracker(Contract, Generic[D, R]):
         self.clock_skew = float(clock_skew)
         if worker is not None and (not isinstance(worker, str) or not 1 <= len(worker) <= 200):
             raise InvalidValueError(f"worker takes a str of 1 to 200 characters, not {worker!r}")
-        self._names = _Names()
+        self._names = Names()
         self.worker = worker or f"{socket.gethostname()[:60]}:{os.getpid()}:{self._names.prefix[:4]}"
         self._patience = self.lease / 3
         self._boot = self.clock.boot
@@ -110,6 +114,12 @@ class BaseTracker(Contract, Generic[D, R]):
         self._is_closing = False
         self._keeper: Keeper | None = None
         self._listeners: set[asyncio.Event] = set()  # to be set when there may be new work
+        self._run_type: type[Run[D, R]] = Run
+        if checked := check_hooks(hooks):
+            from .observed import ObservedRun
+
+            self.observer = Observer(checked, self.kind, self.worker, self.now)
+            self._run_type = ObservedRun
 
     # -- lifecycle
 
@@ -132,8 +142,18 @@ class BaseTracker(Contract, Generic[D, R]):
             raise
         self._stack = stack
         self.judge = Judge(self._boot, self.clock_skew + self.clock_uncertainty)
-        self._keeper = Keeper(self.clock, lambda task_id, rule, known: self.update(task_id, rule, known=known))
+        self._keeper = self._new_keeper()
         return self
+
+    def _new_keeper(self) -> Keeper:
+        def update(task_id: str, rule: Rule, known: Task | None) -> Awaitable[Task | None]:
+            return self.update(task_id, rule, known=known)
+
+        if self.observer is None:
+            return Keeper(self.clock, update)
+        from .observed import ObservedKeeper
+
+        return ObservedKeeper(self.clock, update, self.observer)
 
     async def init(self) -> None:
         """Makes what the store needs before it is used for the first time: tables of a database. May be called again.
@@ -179,6 +199,11 @@ class BaseTracker(Contract, Generic[D, R]):
         if self._keeper is None:
             raise StoreError(f"this {type(self).__name__} is not open; use `async with`, or await open()")
         return self._keeper
+
+    @property
+    def kind(self) -> str:
+        """The kind of store, as events and logs call it: `file`, `s3`, ...; the class's name without `Tracker`."""
+        return type(self).__name__.removesuffix("Tracker").lower()
 
     def new_id(self) -> str:
         return self._names.new()
@@ -241,7 +266,7 @@ class BaseTracker(Contract, Generic[D, R]):
         retry = self.retry if retry is None else _check_retry(retry)
         stored = None if data is None else self._plain_data(task_id, data)
         claim = Claim(task_id, terms, self.judge, retry.max_attempts, stored, force, explicit)
-        return Run(self, claim, retry, None if timeout is None else check_seconds("timeout", timeout), known)
+        return self._run_type(self, claim, retry, None if timeout is None else check_seconds("timeout", timeout), known)
 
     async def call(self, task_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls an async function once for this id, and gives its result then and every other time.
@@ -273,7 +298,7 @@ class BaseTracker(Contract, Generic[D, R]):
             if is_entered:
                 raise  # of another task, which fn asked for
             record = exc.task
-        return _fitting(record.result, run.result_type, f"the result of {task_id!r}")  # type: ignore[no-any-return]  # as fn's annotation
+        return fitting_value(record.result, run.result_type, f"the result of {task_id!r}")  # type: ignore[no-any-return]  # as fn's annotation
 
     async def work(
         self,
@@ -398,7 +423,7 @@ class BaseTracker(Contract, Generic[D, R]):
 
         added = 0
         try:
-            async for new in self._in_windows(items, add_one):
+            async for new in in_windows(items, add_one):
                 added += new
                 if added % WINDOW == 0:
                     self._wake()
@@ -437,28 +462,49 @@ class BaseTracker(Contract, Generic[D, R]):
                     if left == 0:
                         return
 
-    async def count(self, **where: Unpack[Where]) -> Counter[str]:
-        """How many tasks match, by status; a status that none has counts 0.
+    async def count(self, *, by: GroupBy = "status", **where: Unpack[Where]) -> Counter[str]:
+        """How many tasks match, in groups; what no task has counts 0.
+
+        Args:
+            by: `status`; `error_type` or `fingerprint` of the latest error, also after a later success; `worker` who
+                holds it or, if nobody does, whose attempt failed last; `last_outcome`; `step` where in its pipeline it
+                stands: at the step in progress, or else the one that failed, or else the one that was started last.
+                Tasks that have nothing of the kind are counted under the empty string.
+            **where: See `Where`.
 
         Raises:
-            InvalidValueError: A filter is unknown, or has a value that it cannot have.
+            InvalidValueError: A filter is unknown, or has a value that it cannot have; or there is no such `by`.
             UnsupportedError: The backend has no `scan`.
         """
-        counts: Counter[str] = Counter()
-        async for task in self._find(self._query(where)):
-            counts[task.status] += 1
-        return counts
+        query = self._query(where)
+        try:
+            group = check_group(by)
+        except ValueError as exc:
+            raise InvalidValueError(str(exc)) from exc
+        return await self.tally(query, group)
 
-    async def reset(self, *ids: str, from_step: str | None = None, force: bool = False, **where: Unpack[Where]) -> int:
+    async def reset(
+        self,
+        *ids: str,
+        from_step: str | None = None,
+        force: bool = False,
+        reason: str = "",
+        by: str | None = None,
+        **where: Unpack[Where],
+    ) -> int:
         """Makes tasks pending again, with all their attempts before them; errors of the past stay in the record.
 
         Finished steps are kept, so that a pipeline goes on at the step that failed; those of a task that had
-        succeeded are forgotten.
+        succeeded are forgotten. Many tasks are changed in batches; if that is interrupted, ask again: what is done
+        already is passed over.
 
         Args:
             *ids: Which tasks.
             from_step: Forget this step, and those that were first started after it.
             force: Also tasks that are held; their lease is taken away, and the body cancelled at its next renewal.
+            reason: Why, in a line of at most 200 characters. Kept in each record (`Task.changes`, the last 4), together
+                with the verb, the time, and who.
+            by: Who; by default this tracker's `worker`.
             **where: ... or which tasks, see `Where`.
 
         Returns:
@@ -467,23 +513,42 @@ class BaseTracker(Contract, Generic[D, R]):
         Raises:
             InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
         """
-        return await self._change("reset", ids, where, force, lambda aim: Reset(aim, from_step))
+        author = self._author(by, reason)
+        return await self._change("reset", ids, where, force, author, lambda aim: Reset(aim, author, from_step))
 
-    async def ignore(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
+    async def ignore(
+        self, *ids: str, force: bool = False, reason: str = "", by: str | None = None, **where: Unpack[Where]
+    ) -> int:
         """Sets tasks aside; nobody runs them until they are reset. Arguments and result as for `reset`."""
-        return await self._change("ignore", ids, where, force, Ignore)
+        author = self._author(by, reason)
+        return await self._change("ignore", ids, where, force, author, lambda aim: Ignore(aim, author))
 
-    async def purge(self, *ids: str, force: bool = False, **where: Unpack[Where]) -> int:
+    async def purge(
+        self, *ids: str, force: bool = False, reason: str = "", by: str | None = None, **where: Unpack[Where]
+    ) -> int:
         """Removes records. Those changed within the last hour are spared unless `force`: they may still be needed to
-        recognise a write whose reply was lost. Arguments and result as for `reset`.
+        recognise a write whose reply was lost. Arguments and result as for `reset`; since no record is left to keep
+        them, who and why go to the log only.
 
         Raises:
             UnsupportedError: The backend has no `delete`.
         """
-        return await self._change("purge", ids, where, force, Purge)
+        return await self._change("purge", ids, where, force, self._author(by, reason), Purge)
+
+    def _author(self, by: str | None, reason: str) -> Author:
+        for name, text, most in (("by", by, 200), ("reason", reason, 200)):
+            if text is not None and (not isinstance(text, str) or len(text) > most or not text.isprintable()):
+                raise InvalidValueError(f"{name} takes a line of text of at most {most} characters, not {text!r}")
+        return Author(by or self.worker, reason)
 
     async def _change(
-        self, verb: str, ids: tuple[str, ...], where: Where, force: bool, rule: Callable[[Aim], Rule]
+        self,
+        verb: str,
+        ids: tuple[str, ...],
+        where: Where,
+        force: bool,
+        author: Author,
+        rule: Callable[[Aim], Rule],
     ) -> int:
         self._check_writable(verb)
         if not ids and not where:
@@ -498,15 +563,32 @@ class BaseTracker(Contract, Generic[D, R]):
             first = await self.load(item) if isinstance(item, str) else item
             if first is None or (query is not None and not query.matches(first)):
                 return False
-            change = _Witness(rule(Aim(self.judge, first.fence, first.status, force, query)))
+            change = Witness(rule(Aim(self.judge, first.fence, first.status, force, query)))
             await self.update(first.id, change, known=first)
             return change.is_made
 
         items: Iterable[str] | AsyncIterable[Task] = ids if ids else self._find(self._query(where))
         changed = 0
-        async for done in self._in_windows(items, change):
-            changed += done
-        self._wake()
+        try:
+            async for done in in_windows(items, change):
+                changed += done
+        finally:
+            self._wake()
+            logger.info(
+                "%s: %d tasks, by %s%s",
+                verb,
+                changed,
+                author.who,
+                f": {author.reason}" if author.reason else "",
+                extra={
+                    "event": "tasks_changed",
+                    "store": self.kind,
+                    "verb": verb,
+                    "changed": changed,
+                    "by": author.who,
+                    "reason": author.reason,
+                },
+            )
         return changed
 
     def _wake(self) -> None:
@@ -526,7 +608,7 @@ class BaseTracker(Contract, Generic[D, R]):
         return Add(task_id, create_id, stored, due, priority), create_id
 
     def _plain_data(self, task_id: str, data: Any) -> Any:
-        stored = _plain(data, self.data_type, "data")
+        stored = plain_value(data, self.data_type, "data")
         # What is added must leave room for how its runs end.
         check_room(task_id, len(task_id) + len(msgspec.json.encode(stored)), self.max_record_bytes)
         return stored
@@ -548,80 +630,6 @@ class BaseTracker(Contract, Generic[D, R]):
             raise UnsupportedError(f"{verb}() writes, and this {type(self).__name__} was opened read_only", verb)
         if self._stack is None or self._is_closing:
             raise StoreError(f"this {type(self).__name__} is not open; use `async with`, or await open()")
-
-    async def _in_windows(
-        self, items: Iterable[Any] | AsyncIterable[Any], change: Callable[[Any], Awaitable[bool]]
-    ) -> AsyncIterator[bool]:
-        """Applies `change` to all items, many at once but never all, so that they share commits."""
-        waiting: deque[asyncio.Task[bool]] = deque()
-        try:
-            async for item in _each(items):
-                waiting.append(asyncio.ensure_future(change(item)))
-                if len(waiting) >= WINDOW:
-                    while len(waiting) > WINDOW // 2:
-                        yield await waiting.popleft()
-            while waiting:
-                yield await waiting.popleft()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-
-async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(items, str):
-        raise InvalidValueError(f"takes an iterable of ids, and {items!r} is one str; put it in a list")
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
-
-
-class _Witness:
-    """A rule that says whether it changed something when it was last applied."""
-
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
-        self.is_made = False
-
-    def __call__(self, task: Task | None, now: datetime) -> Task | None:
-        new = self._rule(task, now)
-        self.is_made = new is not task
-        return new
-
-
-class _Names:
-    """Names that no other process gives."""
-
-    def __init__(self) -> None:
-        self.prefix = secrets.token_hex(6)
-        self._count = itertools.count(1)
-        if hasattr(os, "register_at_fork"):
-            # Not asked at each name: a system call costs as much as all the rest of a claim's rules.
-            _names.add(self)
-            _watch_forks()
-
-    def new(self) -> str:
-        return f"{self.prefix}-{next(self._count):x}"
-
-    def start_again(self) -> None:
-        """In a forked child, which must not give its parent's names."""
-        self.prefix = secrets.token_hex(6)
-
-
-_names: "weakref.WeakSet[_Names]" = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=_start_again)
-
-
-def _start_again() -> None:
-    for names in _names:
-        names.start_again()
 
 
 def _check_retry(retry: Retry) -> Retry:

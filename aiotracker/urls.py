@@ -22,9 +22,9 @@ def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
 
     Args:
         url: `memory:`, `file:PATH`, `folder:PATH`, `sqlite:PATH`, `postgresql://...`, `redis://...`,
-            `dynamodb://TABLE` or `s3://BUCKET/PREFIX`. Options of the tracker may follow as `?name=value&...`:
-            `lease`, `clock_skew`, `worker`, `read_only`, and the store's own, such as `namespace`, `endpoint_url` or
-            `region`. In a path, `%3F` stands for a question mark.
+            `dynamodb://TABLE`, `s3://BUCKET/PREFIX` or `s3+log://BUCKET/PREFIX`. Options of the tracker may follow as
+            `?name=value&...`: `lease`, `clock_skew`, `worker`, `read_only`, and the store's own, such as `namespace`,
+            `endpoint_url`, `region` or `shards`. In a path, `%3F` stands for a question mark.
         **options: Of the tracker, such as `retry=`, `lease=`, `data_type=`.
 
     Raises:
@@ -46,6 +46,8 @@ def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
     known = _options(cls)
     for option in options:
         if option not in known:
+            if option == "namespace":
+                raise InvalidValueError(f"{scheme.tracker} has no namespaces: give each of them a store of its own")
             raise InvalidValueError(f"{scheme.tracker} has no option {option!r}{_hint(option, known)}")
     tracker: BaseTracker[Any, Any] = cls(*target, **(settings | options))
     return tracker
@@ -128,6 +130,9 @@ _SCHEMES: dict[str, _Scheme] = {
         _SPACE | _AWS | {"ttl": float, "consistent_queries": _truth},
     ),
     "s3": _Scheme("s3", "S3Tracker", "//BUCKET/PREFIX", _bucket, _AWS | {"path_style": _truth}),
+    "s3+log": _Scheme(
+        "s3_log", "S3LogTracker", "//BUCKET/PREFIX", _bucket, _AWS | {"path_style": _truth, "shards": int}
+    ),
 }
 
 

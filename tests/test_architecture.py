@@ -19,20 +19,35 @@ def _name(path: Path) -> str:
 MODULES = {_name(path): path for path in ROOT.rglob("*.py")}
 
 # From the bottom up: each imports only from those before it. One line's modules may not import each other.
-CORE = ["_core.task", "_core.retry", "_core.query", "_core.transitions", "_core.codec"]
+CORE = ["_core.task", "_core.fingerprint", "_core.retry", "_core.query", "_core.transitions", "_core.codec"]
 LAYERS = [
     *CORE,
     "errors",
     "clock",
     "events",
+    "names",
+    "bulk",
     "contract",
     "leases",
+    "_describe",
+    "_values",
+    "body",
     "running",
+    "observed",
     "work",
     "tracker",
     "backends",
     "urls",
     "signals",
+    "_metrics",
+    "otel",
+    "prometheus",
+    "causes",
+    "analytics._extra",
+    "analytics._tables",
+    "analytics._summary",
+    "analytics._sql",
+    "analytics._export",
     "analytics",
     "doctor",
     "copying",
@@ -46,9 +61,11 @@ PURE = {
     "dataclasses",
     "datetime",
     "enum",
+    "hashlib",
     "math",
     "msgspec",
     "msgspec.structs",
+    "re",
     "typing",
     "typing_extensions",
 }

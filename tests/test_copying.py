@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from aiotracker import (
     FileTracker,
     FolderTracker,
     GiveUp,
+    GroupBy,
     InvalidValueError,
     Lease,
     MemoryTracker,
@@ -420,8 +422,8 @@ class LossyTracker(MemoryTracker[Any, Any]):
             if task.id != "hidden":
                 yield task
 
-    async def count(self, **where: Any) -> Any:
-        return await BaseTracker.count(self, **where)
+    async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
+        return await BaseTracker.tally(self, query, by)
 
 
 async def test_what_is_not_there_or_not_the_same_afterwards_is_found_and_listed(opened: Open) -> None:

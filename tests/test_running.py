@@ -34,7 +34,7 @@ from aiotracker import (
 )
 from aiotracker import running as running_module
 from aiotracker._core.transitions import NO_CHANGES
-from aiotracker.running import return_type
+from aiotracker._values import RESERVE, return_type
 from aiotracker.testing import FakeClock, Faults, FaultyTracker, reply_lost, unreachable
 
 
@@ -187,7 +187,7 @@ async def test_a_run_is_entered_once(memory: MemoryTracker) -> None:
 
 
 async def test_data_that_leaves_no_room_for_an_end_is_refused_before_anything_is_written(memory: MemoryTracker) -> None:
-    data = "x" * (memory.max_record_bytes - running_module.RESERVE)
+    data = "x" * (memory.max_record_bytes - RESERVE)
     for refused in (memory.add("job", data), started(_enter(memory, data))):
         with pytest.raises(RecordTooLargeError):
             await refused
@@ -670,7 +670,7 @@ async def test_a_lost_lease_is_told_as_this_ones_although_the_body_raised_that_o
 async def test_a_long_note_takes_no_room_from_the_data(memory: MemoryTracker) -> None:
     async with memory.run("job") as task:
         task.note = "\x01" * 2000
-        task.data = "x" * (memory.max_record_bytes - running_module.RESERVE - 300)
+        task.data = "x" * (memory.max_record_bytes - RESERVE - 300)
         await task.save()
 
 
@@ -784,7 +784,7 @@ async def test_however_many_attempts_fail_beside_large_data_each_is_recorded(mem
     retry = Retry(9, delay=0)
     with pytest.raises(LeaseLostError):
         async with memory.run("job", retry=retry) as task:
-            task.data = "x" * (memory.max_record_bytes - running_module.RESERVE - 300)
+            task.data = "x" * (memory.max_record_bytes - RESERVE - 300)
             await task.save()
             task.note = "\x01" * 2000
             await task.renew()

@@ -1,14 +1,21 @@
 """Which tasks a query matches, and in what order."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypedDict, get_args
+from typing import Any, Final, Literal, TypedDict, get_args
 
 import msgspec
 
-from .task import LastOutcome, Status, Task
+from .fingerprint import fingerprint_of
+from .task import LastOutcome, Status, Step, Task
 
-__all__ = ["ORDERS", "Query", "Where"]
+__all__ = ["GROUPS", "ORDERS", "GroupBy", "Query", "Where", "check_group", "group_of"]
+
+GroupBy = Literal["status", "error_type", "worker", "step", "last_outcome", "fingerprint"]
+"""What `count` counts by, see `group_of`."""
+
+GROUPS: Final[tuple[GroupBy, ...]] = get_args(GroupBy)
 
 
 class Where(TypedDict, total=False):
@@ -17,9 +24,10 @@ class Where(TypedDict, total=False):
     status: str | Iterable[str]  # one or several
     prefix: str  # the id starts with it
     data: Mapping[str, Any]  # `data` is an object that has these keys with these values
-    error_type: str  # the class name of the latest error
+    error_type: str  # the class name of the latest error; that may be of a task that has succeeded since: give `status`
     worker: str  # who holds it or, if nobody does, whose attempt failed last
     last_outcome: str  # error, cancelled, lease_lost, timeout
+    fingerprint: str  # of the latest error, names its cause; likewise
     step: str  # it has a step of this name
     step_status: str  # ... (or any step, without `step`) of this status
     min_attempts: int  # this many attempts or more
@@ -41,6 +49,7 @@ ORDERS: Final = (
     "priority",
     "attempts",
 )
+_FINGERPRINT: Final = re.compile("[0-9a-f]{12}")
 _TIMES: Final = {"created": "create_time", "updated": "update_time", "finished": "finish_time"}
 
 
@@ -53,6 +62,7 @@ class Query(msgspec.Struct, frozen=True):
     error_type: str | None = None
     worker: str | None = None
     last_outcome: str | None = None
+    fingerprint: str | None = None
     step: str | None = None
     step_status: str | None = None
     min_attempts: int = 0
@@ -99,6 +109,8 @@ class Query(msgspec.Struct, frozen=True):
             raise ValueError(f"last_outcome is one of {', '.join(get_args(LastOutcome))}, not {outcome!r}")
         if (status := fields.get("step_status")) is not None and status not in ("in_progress", "failed", "succeeded"):
             raise ValueError(f"step_status is in_progress, failed or succeeded, not {status!r}")
+        if (cause := fields.get("fingerprint")) is not None and not _FINGERPRINT.fullmatch(cause):
+            raise ValueError(f"fingerprint takes 12 hexadecimal digits, as errors have them, not {cause!r}")
         descending = False
         if order_by is not None:
             if not isinstance(order_by, str) or order_by.removeprefix("-") not in ORDERS:
@@ -122,6 +134,8 @@ class Query(msgspec.Struct, frozen=True):
         if self.error_type is not None and (not task.errors or task.errors[-1].type != self.error_type):
             return False
         if self.worker is not None and self.worker != _worker(task):
+            return False
+        if self.fingerprint is not None and self.fingerprint != _fingerprint(task):
             return False
         if self.data is not None and not _has(task.data, self.data):
             return False
@@ -182,6 +196,57 @@ def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} takes an int of {least} or more, not {value!r}")
     return value
+
+
+def check_group(by: object) -> GroupBy:
+    """What `count` is to count by, checked.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    for group in GROUPS:
+        if by == group:
+            return group
+    raise ValueError(f"by is one of {', '.join(GROUPS)}, not {by!r}")
+
+
+def group_of(task: Task, by: GroupBy) -> str:
+    """Where `count(by=...)` counts this task. Empty: there is nothing to count it by.
+
+    - `status`, `last_outcome`: the field.
+    - `error_type`, `fingerprint`: of the latest error, also after a later success.
+    - `worker`: who holds it or, if nobody does, whose attempt failed last.
+    - `step`: where in its pipeline it stands: the step that is in progress, or else the one that failed, or else the
+      one that was started last. Of several the last. A task that has succeeded stands at its last step.
+
+    For all but `step`, `count(by=x)[y]` is how many tasks `find(x=y)` finds.
+    """
+    match by:
+        case "status":
+            return task.status
+        case "last_outcome":
+            return task.last_outcome or ""
+        case "error_type":
+            return task.errors[-1].type if task.errors else ""
+        case "fingerprint":
+            return _fingerprint(task) or ""
+        case "worker":
+            return _worker(task) or ""
+        case _:
+            return _step(task.status, task.steps)
+
+
+def _step(status: Status, steps: Sequence[Step]) -> str:
+    if status is not Status.SUCCEEDED:
+        for wanted in (Status.IN_PROGRESS, Status.FAILED):
+            for step in reversed(steps):
+                if step.status is wanted:
+                    return step.name
+    return steps[-1].name if steps else ""
+
+
+def _fingerprint(task: Task) -> str | None:
+    return fingerprint_of(task.errors[-1], task.id) if task.errors else None
 
 
 def _worker(task: Task) -> str | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
-__all__ = ["FINAL", "BootTime", "End", "Failure", "LastOutcome", "Lease", "Status", "Step", "Task"]
+__all__ = ["FINAL", "BootTime", "Change", "End", "Failure", "LastOutcome", "Lease", "Status", "Step", "Task"]
 
 
 class Status(StrEnum):
@@ -33,6 +33,9 @@ FINAL: Final = frozenset({Status.SUCCEEDED, Status.EXHAUSTED, Status.IGNORED})
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]  # a stored time without a zone would compare with nothing
 LastOutcome = Literal["error", "cancelled", "lease_lost", "timeout"]
+"""How a claim ended that did not succeed. `error`: the body raised, the work is at fault. The others tell of what it
+ran on: `timeout`: the run's timeout was over, or a `TimeoutError` left the body; `lease_lost`: its worker died, was
+paused, blocked or cut off, or the lease was taken away by hand; `cancelled`: it was told to stop."""
 
 
 class BootTime(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +74,16 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     type: str  # the name of the exception's class
     message: str
     traceback: str = ""
+    fingerprint: str = ""  # names the cause, see `fingerprint_of`; empty if an older release or program wrote it
+
+
+class Change(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One change of a task by hand."""
+
+    verb: Literal["reset", "ignore"]
+    time: Time
+    by: str  # who
+    reason: str = ""  # why, if that was said
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -117,7 +130,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
     backoff: bool = False  # `not_before` holds back `work` alone, not an explicit `run`
     priority: int = 0  # higher first
     progress: float | None = None  # set by the body
-    note: str | None = None  # set by the body, or by who changed the task by hand
+    note: str | None = None  # set by the body
+    trace: str | None = None  # set by a hook: where the latest attempt is found in a tracing system
+    changes: tuple[Change, ...] = ()  # the last few by hand, oldest first
     lease: Lease | None = None  # present while claimed
     ends: tuple[End, ...] = ()  # the last few ended claims, oldest first
     create_id: str = ""  # names the write that created the record

@@ -12,13 +12,15 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from .fingerprint import fingerprint
 from .query import Query
 from .retry import later
-from .task import BootTime, End, Failure, LastOutcome, Lease, Status, Step, Task
+from .task import BootTime, Change, End, Failure, LastOutcome, Lease, Status, Step, Task
 
 __all__ = [
     "Add",
     "Aim",
+    "Author",
     "Cause",
     "Changes",
     "Claim",
@@ -39,6 +41,7 @@ __all__ = [
 ERRORS_KEPT: Final = 5
 ERRORS_BYTES: Final = 16 * 1024  # of all errors of a task, encoded, so that its end can always be recorded
 ENDS_KEPT: Final = 8
+CHANGES_KEPT: Final = 4  # by hand
 FREE_RELEASES: Final = 10  # in a row; from then on a cancellation counts as an attempt
 RELEASE_DELAY: Final = 1.0  # seconds, doubled with each further release
 MAX_RELEASE_DELAY: Final = 60.0
@@ -98,7 +101,7 @@ class Changes(msgspec.Struct, gc=False):
     writes. Both dicts are replaced, never changed in place.
     """
 
-    fields: dict[str, Any]  # of data, progress, note
+    fields: dict[str, Any]  # of data, progress, note, trace
     steps: dict[str, Step]
 
     def onto(self, task: Task) -> dict[str, Any]:
@@ -119,6 +122,7 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
     type: str
     message: str
     traceback: str = ""
+    fingerprint: str = ""  # empty: to be made of the others
 
 
 def outcome_of(task: Task | None, token: str) -> str | None:
@@ -140,7 +144,8 @@ def _with_end(task: Task, token: str, outcome: str) -> tuple[End, ...]:
 
 
 def _failed(task: Task, now: datetime, worker: str, cause: Cause) -> tuple[Failure, ...]:
-    failure = Failure(task.attempts, now, worker, cause.type, cause.message, cause.traceback)
+    name = cause.fingerprint or fingerprint(cause.type, cause.message, cause.traceback, task.id)
+    failure = Failure(task.attempts, now, worker, cause.type, cause.message, cause.traceback, name)
     failures = [*task.errors[1 - ERRORS_KEPT :], failure]
     left = ERRORS_BYTES - sum(map(_size, failures))
     for index, long in enumerate(failures):  # the oldest give first
@@ -397,6 +402,17 @@ class Aim(msgspec.Struct, frozen=True, gc=False):
         return self.force or not self.judge.is_live(task.lease, now)
 
 
+class Author(msgspec.Struct, frozen=True, gc=False):
+    """Who changes tasks by hand, and why."""
+
+    who: str
+    reason: str = ""
+
+    def noted(self, task: Task, verb: Literal["reset", "ignore"], now: datetime) -> tuple[Change, ...]:
+        """The task's changes, with this one."""
+        return (*task.changes[1 - CHANGES_KEPT :], Change(verb, now, self.who, self.reason))
+
+
 class Reset(msgspec.Struct, frozen=True, gc=False):
     """Pending, with all attempts before it.
 
@@ -405,6 +421,7 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
     """
 
     aim: Aim
+    author: Author
     from_step: str | None = None
 
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
@@ -423,18 +440,28 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
             backoff=False,
             progress=None,
         )
-        return task if new == task else replace(new, update_time=now)
+        if new == task:
+            return task
+        return replace(new, update_time=now, changes=self.author.noted(task, "reset", now))
 
 
 class Ignore(msgspec.Struct, frozen=True, gc=False):
     """Set aside: not run until somebody resets it."""
 
     aim: Aim
+    author: Author
 
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
         if task is None or task.status is Status.IGNORED or not self.aim.hits(task, now):
             return task
-        return replace(_taken_away(task), status=Status.IGNORED, update_time=now, not_before=None, backoff=False)
+        return replace(
+            _taken_away(task),
+            status=Status.IGNORED,
+            update_time=now,
+            not_before=None,
+            backoff=False,
+            changes=self.author.noted(task, "ignore", now),
+        )
 
 
 class Purge(msgspec.Struct, frozen=True, gc=False):

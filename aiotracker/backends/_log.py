@@ -17,28 +17,43 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 from zlib import crc32
 
 import msgspec
 from msgspec.structs import force_setattr
-from typing_extensions import TypeVar, Unpack
+from typing_extensions import TypeVar
 
 from .._core.codec import MAX_RECORD_BYTES
-from .._core.query import Query, Where
+from .._core.query import GroupBy, Query
 from .._core.task import Status, Task
 from .._core.transitions import Claim
 from ..contract import UNKNOWN, Claimable, Transition, in_order
-from ..errors import ConflictError, RecordTooLargeError
+from ..errors import ConflictError, OutcomeUnknownError, RecordTooLargeError, StoreUnavailableError
 from ..tracker import BaseTracker
+from ._glance import counter, may_match
 
-__all__ = ["Batch", "Damage", "Index", "LogTracker", "Parsed", "Wanted", "check_line", "commits", "parse", "seal"]
+__all__ = [
+    "Batch",
+    "Damage",
+    "Index",
+    "LogTracker",
+    "Parsed",
+    "Wanted",
+    "check_line",
+    "closed",
+    "commits",
+    "parse",
+    "seal",
+]
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
 
 MAX_COMMIT_BYTES: Final = 4 * 1024 * 1024
 CHUNK: Final = 256  # records that are read before others get a turn
+COUNTED: Final = 2048  # ... or counted, which is faster
 _TAIL: Final = len(b',"crc":"00000000"}\n')
 _MARK: Final = b'{"mark":'
 _SEAL: Final = b'{"sealed":'
@@ -72,6 +87,7 @@ class Wanted(msgspec.Struct, gc=False):
     look: Callable[["Index"], Any] | None = None  # or: what is asked of the index as it is after the commit
     answer: Any = None
     error: Exception | None = None
+    again: float | None = None  # see `_pump.Item`
 
 
 class Batch(msgspec.Struct):
@@ -89,6 +105,13 @@ class Damage(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Seal(msgspec.Struct, frozen=True):
+    """The last line of a log whose records have moved."""
+
+    sealed: str  # the log that follows
+    offset: int  # at which to go on there
+
+
 class Parsed(msgspec.Struct):
     """Some bytes of a log, read."""
 
@@ -100,10 +123,10 @@ class Parsed(msgspec.Struct):
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Task).decode
 _decode_head: Final = msgspec.json.Decoder(Head).decode
-_decode_any: Final = msgspec.json.Decoder().decode
+_decode_seal: Final = msgspec.json.Decoder(Seal).decode
 
 
-def _closed(body: bytes) -> bytes:
+def closed(body: bytes) -> bytes:
     """A JSON object without its last brace, ended with its CRC."""
     return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
 
@@ -122,7 +145,7 @@ def _mark(lines: Sequence[bytes]) -> bytes:
 
 def seal(name: str, offset: int) -> bytes:
     """The line that ends a log whose records have moved."""
-    return _closed(_encode({"sealed": name, "offset": offset})[:-1])
+    return closed(_encode({"sealed": name, "offset": offset})[:-1])
 
 
 def decode(line: bytes) -> Task:
@@ -163,8 +186,11 @@ def parse(data: bytes, start: int, index: "Index | None") -> Parsed:
         if line.startswith(_SEAL):
             if lines:
                 break
-            sealed = _decode_any(line)
-            return Parsed(start + newline, sealed=(sealed["sealed"], sealed["offset"]))
+            try:
+                sealed = _decode_seal(line)
+            except msgspec.DecodeError as exc:
+                return Parsed(start + commit, Damage(start + commit, f"a seal that cannot be read: {exc}"))
+            return Parsed(start + newline, sealed=(sealed.sealed, sealed.offset))
         lines.append(line)
         position = newline
     parsed = Parsed(start + commit)
@@ -231,6 +257,7 @@ class Index:
         self.entries: dict[str, Entry] = {}
         self.by_status: dict[Status, dict[str, None]] = {status: {} for status in Status}
         self.live_bytes = 0
+        self.first_share = 0.0  # where among equally urgent tasks `claimable` begins, from 0 to 1
         self._ready: dict[int, dict[str, None]] = {}  # by priority: pending and failed, as far as they are known due
         self._scheduled: list[tuple[datetime, str]] = []  # the others, by due time; may hold what is not true any more
 
@@ -320,7 +347,7 @@ class Index:
                     want.answer = current
                     continue
                 if new is None:
-                    line = _closed(_encode({"id": task_id, "deleted": True})[:-1])
+                    line = closed(_encode({"id": task_id, "deleted": True})[:-1])
                     changes[task_id] = None
                 else:
                     line = self._line(new, want.write_id, limit)
@@ -339,7 +366,7 @@ class Index:
         # The transition has just made this record, and nobody else has seen it.
         force_setattr(task, "write_id", write_id)
         force_setattr(task, "version", None)
-        line = _closed(_encode(task)[:-1])
+        line = closed(_encode(task)[:-1])
         if len(line) > limit:
             raise RecordTooLargeError(
                 f"the record of {task.id!r} would take {len(line):,} bytes, and {limit:,} are the most; "
@@ -370,6 +397,12 @@ class Index:
             found = [task_id for status in query.statuses for task_id in self.by_status[status]]
         return [task_id for task_id in found if task_id.startswith(query.prefix)] if query.prefix else found
 
+    def found(self, query: Query) -> list[Entry]:
+        """All that may match, as of now; they do not change."""
+        if query.statuses is None and not query.prefix:
+            return list(self.entries.values())
+        return [self.entries[task_id] for task_id in self.ids(query)]
+
     def counts(self) -> Counter[str]:
         """How many tasks there are, by status."""
         return Counter({status: len(ids) for status, ids in self.by_status.items() if ids})
@@ -393,10 +426,13 @@ class Index:
                 next_due = task.lease.expires_at
         for priority in sorted(self._ready, reverse=True):
             ready = self._ready[priority]
-            for task_id in ready:
+            first = int(self.first_share * max(0, len(ready) - limit + len(tasks)))
+            for task_id in islice(ready, first, None):
                 if len(tasks) >= limit:
                     return Claimable(tasks[:limit], now)
                 tasks.append(decode(self.entries[task_id].line))
+            if first:
+                return Claimable(tasks[:limit], now)
             if not ready:
                 del self._ready[priority]
         return Claimable(tasks[:limit], now if len(tasks) > limit else next_due)
@@ -409,7 +445,7 @@ class Index:
 
     def snapshot(self) -> list[Entry]:
         """All entries as of now; they do not change."""
-        return list(self.entries.values())
+        return self.found(Query())
 
 
 _WAITING: Final = (Status.PENDING, Status.FAILED)
@@ -443,53 +479,84 @@ class LogTracker(BaseTracker[D, R]):
 
     async def load(self, task_id: str) -> Task | None:
         self._check_id(task_id)
-        task: Task | None = await self._look(lambda index: index.get(task_id))
+        task: Task | None = await self.submit(Wanted(task_id, look=lambda index: index.get(task_id)))
         return task
 
     async def dump(self, task: Task) -> Task:
+        self._check_writable("dump")
         # A write_id that is the version already would not show that anything was written.
         write_id = self.new_id() if task.write_id in ("", task.version) else task.write_id
         new = task.replace()
-        guard = _Guard(task, new)
-        stored: Task | None = await self.submit(Wanted(task.id, guard, write_id))
-        if stored is not new:
+        stored: Task | None = await self._replace(task, new, write_id)
+        if stored is None or (stored is not new and stored.version != write_id):
             raise ConflictError(f"another version of {task.id!r} is stored", stored, known=True)
-        return new
+        return stored
 
     async def delete(self, task: Task) -> None:
-        stored = await self.submit(Wanted(task.id, _Guard(task, None), self.new_id()))
+        self._check_writable("delete")
+        stored = await self._replace(task, None, self.new_id())
         if stored is not None:
             raise ConflictError(f"another version of {task.id!r} is stored", stored, known=True)
+
+    async def _replace(self, old: Task, new: Task | None, write_id: str) -> Task | None:
+        try:
+            stored: Task | None = await self.submit(Wanted(old.id, _Guard(old, new), write_id))
+        except OutcomeUnknownError as exc:
+            raise StoreUnavailableError(str(exc)) from exc
+        return stored
 
     async def scan(self, query: Query) -> AsyncIterator[Task]:
         async for task in in_order(query, self._scan(query)):
             yield task
 
     async def _scan(self, query: Query) -> AsyncIterator[Task]:
-        entries: dict[str, Entry]
-        ids, entries = await self._look(lambda index: (index.ids(query), index.entries))
-        for count, task_id in enumerate(ids, 1):
-            entry = entries.get(task_id)
-            if entry is not None and (query.statuses is None or entry.status in query.statuses):
-                yield decode(entry.line)
-            if count % CHUNK == 0:
-                await asyncio.sleep(0)
+        found: list[tuple[list[str], dict[str, Entry]]]
+        found = await self._look(lambda index: (index.ids(query), index.entries))
+        may = may_match(query)
+        for ids, entries in found:
+            for count, task_id in enumerate(ids, 1):
+                entry = entries.get(task_id)
+                if entry is not None and (query.statuses is None or entry.status in query.statuses):
+                    if may(entry.line):
+                        yield decode(entry.line)
+                if count % CHUNK == 0:
+                    await asyncio.sleep(0)
 
     async def claimable(self, limit: int) -> Claimable:
         now = self.now()
-        tasks: Claimable = await self._look(lambda index: index.claimable(limit, now))
-        return tasks
+        found: list[Claimable] = await self._look(lambda index: index.claimable(limit, now))
+        return found[0] if len(found) == 1 else _merged(found, limit, now)
 
-    async def count(self, **where: Unpack[Where]) -> Counter[str]:
-        query = self._query(where)
-        if query != Query(statuses=query.statuses):
-            return await super().count(**where)
-        counts: Counter[str] = await self._look(lambda index: index.counts())
-        wanted = query.statuses
-        return counts if wanted is None else Counter({key: n for key, n in counts.items() if key in wanted})
+    async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        if by == "status" and query == Query(statuses=query.statuses):
+            for some in await self._look(lambda index: index.counts()):
+                counts.update(some)
+            wanted = query.statuses
+            return counts if wanted is None else Counter({key: n for key, n in counts.items() if key in wanted})
+        is_known = by == "status" and query == Query(statuses=query.statuses, prefix=query.prefix)
+        groups = None if is_known else counter(query, by)
+        found: list[list[Entry]] = await self._look(lambda index: index.found(query))
+        for entries in found:
+            for start in range(0, len(entries), COUNTED):
+                chunk = entries[start : start + COUNTED]
+                if groups is None:
+                    counts.update([entry.status for entry in chunk])
+                else:
+                    counts.update(groups([entry.line for entry in chunk]))
+                await asyncio.sleep(0)
+        return counts
 
-    async def _look(self, look: Callable[[Index], Any]) -> Any:
-        return await self.submit(Wanted(look=look))
+    async def _look(self, look: Callable[[Index], Any]) -> list[Any]:
+        """What is asked of the index; of each one, where there are several."""
+        return [await self.submit(Wanted(look=look))]
+
+
+def _merged(found: list[Claimable], limit: int, now: datetime) -> Claimable:
+    tasks = [task for some in found for task in some.tasks]
+    tasks.sort(key=lambda task: (-task.priority, task.create_time))
+    dues = [some.next_due for some in found if some.next_due is not None]
+    return Claimable(tasks[:limit], now if len(tasks) > limit else min(dues, default=None))
 
 
 class _Guard:

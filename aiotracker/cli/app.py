@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import changing, copying, looking, map
+from . import analysing, changing, copying, looking, map, status
 from .session import Settings
 
 __all__ = ["app"]
@@ -49,6 +49,9 @@ app.command("ls")(looking.ls)
 app.command("show")(looking.show)
 app.command("count")(looking.count)
 app.command("errors")(looking.errors)
+app.command("status")(status.status)
+app.command("sql")(analysing.sql)
+app.command("export")(analysing.export)
 app.command("add")(changing.add)
 app.command("reset")(changing.reset)
 app.command("ignore")(changing.ignore)

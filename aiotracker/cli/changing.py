@@ -1,6 +1,9 @@
 """Commands that change: add, reset, ignore, purge, doctor."""
 
 import asyncio
+import getpass
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -34,14 +37,11 @@ class Pick(msgspec.Struct):
     missing: list[str] = []  # named, and not there
 
 
+@options.filtered
 def reset(
     ctx: typer.Context,
+    filters: Where,
     ids: options.Ids = None,
-    status: options.Statuses = None,
-    prefix: options.Prefix = None,
-    error_type: options.ErrorType = None,
-    worker: options.Worker = None,
-    last_outcome: options.LastOutcome = None,
     from_step: Annotated[
         str | None,
         typer.Option("--from-step", metavar="NAME", help="Forget this step, and those that were first started after."),
@@ -49,6 +49,7 @@ def reset(
     force: options.Force = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    reason: options.Reason = "",
     json: options.Json = False,
     store: options.Store = None,
 ) -> None:
@@ -56,39 +57,34 @@ def reset(
 
     Finished steps are kept, so that a pipeline goes on at the step that failed.
     """
-    filters = options.where(status, prefix, error_type, worker, last_outcome)
-    change = Change(ctx, store_url(ctx, store), "reset", ids or [], filters, force=force, from_step=from_step)
+    change = Changing(
+        ctx, store_url(ctx, store), "reset", ids or [], filters, force=force, reason=reason, from_step=from_step
+    )
     change.carry_out(dry_run=dry_run, yes=yes, as_json=json)
 
 
+@options.filtered
 def ignore(
     ctx: typer.Context,
+    filters: Where,
     ids: options.Ids = None,
-    status: options.Statuses = None,
-    prefix: options.Prefix = None,
-    error_type: options.ErrorType = None,
-    worker: options.Worker = None,
-    last_outcome: options.LastOutcome = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    reason: options.Reason = "",
     json: options.Json = False,
     store: options.Store = None,
 ) -> None:
     """Sets tasks aside: nobody runs them until they are reset."""
-    filters = options.where(status, prefix, error_type, worker, last_outcome)
-    change = Change(ctx, store_url(ctx, store), "ignore", ids or [], filters, force=force)
+    change = Changing(ctx, store_url(ctx, store), "ignore", ids or [], filters, force=force, reason=reason)
     change.carry_out(dry_run=dry_run, yes=yes, as_json=json)
 
 
+@options.filtered
 def purge(
     ctx: typer.Context,
+    filters: Where,
     ids: options.Ids = None,
-    status: options.Statuses = None,
-    prefix: options.Prefix = None,
-    error_type: options.ErrorType = None,
-    worker: options.Worker = None,
-    last_outcome: options.LastOutcome = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -104,12 +100,11 @@ def purge(
 
     Files with long output of `map` are not removed.
     """
-    filters = options.where(status, prefix, error_type, worker, last_outcome)
-    change = Change(ctx, store_url(ctx, store), "purge", ids or [], filters, force=force)
+    change = Changing(ctx, store_url(ctx, store), "purge", ids or [], filters, force=force)
     change.carry_out(dry_run=dry_run, yes=yes, as_json=json)
 
 
-class Change:
+class Changing:
     """One change of many tasks: found, shown, confirmed, and then made to just those."""
 
     def __init__(
@@ -121,6 +116,7 @@ class Change:
         filters: Where,
         *,
         force: bool,
+        reason: str = "",
         from_step: str | None = None,
     ) -> None:
         if not ids and not filters:
@@ -131,6 +127,7 @@ class Change:
         self._ids = list(dict.fromkeys(ids))
         self._filters = filters
         self._force = force
+        self._reason = reason
         self._from_step = from_step
 
     def carry_out(self, *, dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -221,20 +218,33 @@ class Change:
         return (
             self._verb == "reset"
             and task.status is Status.PENDING
-            and not (task.attempts or task.backoff or task.steps)
+            and not (task.attempts or task.backoff or (task.steps and self._from_step))
         )
 
     async def _apply(self, ids: list[str]) -> int:
-        changed = 0
+        changed, by = 0, _person()
         async with open_tracker(self._url) as tracker:
             for some in _batches(ids, AT_ONCE):
                 if self._verb == "reset":
-                    changed += await tracker.reset(*some, from_step=self._from_step, force=self._force, **self._filters)
+                    changed += await tracker.reset(
+                        *some, from_step=self._from_step, force=self._force, reason=self._reason, by=by, **self._filters
+                    )
                 elif self._verb == "ignore":
-                    changed += await tracker.ignore(*some, force=self._force, **self._filters)
+                    changed += await tracker.ignore(
+                        *some, force=self._force, reason=self._reason, by=by, **self._filters
+                    )
                 else:
-                    changed += await tracker.purge(*some, force=self._force, **self._filters)
+                    changed += await tracker.purge(*some, force=self._force, by=by, **self._filters)
         return changed
+
+
+def _person() -> str:
+    """Who types this, for the record."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        name = f"user {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"[:200]
 
 
 def add(

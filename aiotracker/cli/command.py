@@ -32,7 +32,7 @@ class CommandFailed(Exception):
     """A command that ended with another exit code than 0."""
 
 
-class CommandTimeout(CommandFailed):
+class CommandTimeout(CommandFailed, TimeoutError):
     """A command that was ended since it took too long."""
 
 

@@ -7,7 +7,19 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Page", "ids", "is_terminal", "json_document", "json_line", "moment", "safe", "say", "span", "table"]
+__all__ = [
+    "STYLES",
+    "Page",
+    "ids",
+    "is_terminal",
+    "json_document",
+    "json_line",
+    "moment",
+    "safe",
+    "say",
+    "span",
+    "table",
+]
 
 
 def is_terminal() -> bool:
@@ -32,7 +44,9 @@ def safe(text: str, *, lines: bool = False) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time, in the unit that fits: `40 s`, `3 min`, `5 h`, `2 d`."""
+    """A length of time, in the unit that fits: `7 ms`, `40 s`, `3 min`, `5 h`, `2 d`."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     for size, unit, limit in ((1, "s", 90), (60, "min", 5400), (3600, "h", 172_800)):
@@ -66,11 +80,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(safe(cell), style=_STYLES.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(safe(cell), style=STYLES.get(cell, "")) for cell in row))
     Console().print(drawn)
 
 
-_STYLES = {
+STYLES = {
     "succeeded": "green",
     "in_progress": "cyan",
     "failed": "yellow",
@@ -105,8 +119,17 @@ class Page:
 
             self._console = Console(soft_wrap=True)
 
-    def line(self, label: str, value: str, *, indent: int = 0) -> None:
-        """`label: value`; nothing where there is no value."""
+    def head(self, text: str, *, blank: bool = True) -> None:
+        """A line over what follows, and before it an empty one."""
+        if not self._coloured:
+            sys.stdout.write(f"{text}:\n")
+            return
+        from rich.text import Text
+
+        self._console.print(Text.assemble("\n" if blank else "", (f"{text}:", "bold")), highlight=False)
+
+    def line(self, label: str, value: str, *, indent: int = 0, style: str = "") -> None:
+        """`label: value`; nothing where there is no value. Coloured for a status, which may be given beside it."""
         if not value:
             return
         pad = " " * indent
@@ -115,7 +138,7 @@ class Page:
             return
         from rich.text import Text
 
-        shown = Text.assemble(pad, (f"{label}: ", "bold"), (safe(value), _STYLES.get(value, "")))
+        shown = Text.assemble(pad, (f"{label}: ", "bold"), (safe(value), STYLES.get(style or value, "")))
         self._console.print(shown, highlight=False)
 
     def block(self, label: str, text: str, *, indent: int = 0) -> None:

@@ -99,6 +99,7 @@ def test_errors_are_counted_by_cause(store: Path, shell: Shell) -> None:
         ["1", "1", "GiveUp", "hopeless"],
     ]
     assert len(shell("errors", "--error-type", "GiveUp").rows) == 1
+    assert len(shell("errors", "--limit", "1").rows) == 1
 
 
 def test_show_shows_everything(store: Path, shell: Shell) -> None:
@@ -106,7 +107,7 @@ def test_show_shows_everything(store: Path, shell: Shell) -> None:
     for part in (
         "status: exhausted",
         "attempts: 2",
-        "step: look: failed",
+        "look: failed, ",
         "ValueError:\n    bad1 has no row 4",
         "Traceback (most recent call last)",
         "by w1",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotracker._core.query import ORDERS, Query, Where, aware
+from aiotracker._core.fingerprint import fingerprint
+from aiotracker._core.query import GROUPS, ORDERS, Query, Where, aware, check_group, group_of
 from aiotracker._core.task import Failure, Lease, Status, Step, Task
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,7 +22,8 @@ failures = st.builds(
     time=st.just(NOW),
     worker=st.sampled_from(["w1", "w2"]),
     type=st.sampled_from(["ValueError", "KeyError"]),
-    message=st.just(""),
+    message=st.sampled_from(["row 1", "row 2", "gone"]),
+    fingerprint=st.sampled_from(["", "0123456789ab"]),
 )
 leases = st.builds(
     Lease,
@@ -65,6 +67,9 @@ def is_wanted(task: Task, name: str, value: Any) -> Any:
         case "worker":
             who = task.lease.worker if task.lease else task.errors[-1].worker if task.errors else None
             return who == value
+        case "fingerprint":
+            error = task.errors[-1] if task.errors else None
+            return error and (error.fingerprint or fingerprint(error.type, error.message)) == value
         case "last_outcome":
             return task.last_outcome == value
         case "min_attempts":
@@ -87,6 +92,9 @@ wheres = st.fixed_dictionaries(
         "error_type": st.sampled_from(["ValueError", "KeyError"]),
         "worker": st.sampled_from(["w1", "w2"]),
         "last_outcome": st.sampled_from(["error", "cancelled"]),
+        "fingerprint": st.sampled_from(
+            ["0123456789ab", fingerprint("KeyError", "row 3"), fingerprint("KeyError", "gone")]
+        ),
         "min_attempts": st.integers(0, 3),
         "created_after": st.sampled_from(HOURS),
         "updated_before": st.sampled_from(HOURS),
@@ -177,6 +185,7 @@ def test_without_an_order_they_stay_as_they_come() -> None:
         ({"prefix": 3}, "prefix takes a str, not 3"),
         ({"created_after": "now"}, "created_after takes a datetime, not 'now'"),
         ({"created_before": datetime(2026, 1, 1)}, "has no time zone"),
+        ({"fingerprint": "ValueError"}, "fingerprint takes 12 hexadecimal digits"),
         ({"last_outcome": "bad"}, "last_outcome is one of error, cancelled"),
         ({"step_status": "pending"}, "step_status is in_progress, failed or succeeded"),
     ],
@@ -205,3 +214,40 @@ def test_one_status_may_be_given_as_a_word_or_as_itself() -> None:
         == Query.build({"status": ["failed"]})
     )
     assert Query.build({}, limit=5).limit == 5
+
+
+@given(task=tasks, by=st.sampled_from([group for group in GROUPS if group != "step"]))
+def test_a_task_is_counted_where_the_filter_of_that_name_finds_it(task: Task, by: Any) -> None:
+    group = group_of(task, by)
+    if group:
+        assert Query.build({by: group}).matches(task)  # type: ignore[misc]  # any name of a filter
+    else:
+        assert not task.errors or by == "last_outcome"
+
+
+@pytest.mark.parametrize(
+    ("status", "steps", "stands_at"),
+    [
+        (Status.PENDING, [], ""),
+        (Status.IN_PROGRESS, ["succeeded", "in_progress"], "b"),
+        (Status.IN_PROGRESS, ["in_progress", "failed"], "a"),
+        (Status.IN_PROGRESS, ["in_progress", "in_progress"], "b"),
+        (Status.FAILED, ["succeeded", "failed", "succeeded"], "b"),
+        (Status.EXHAUSTED, ["succeeded", "succeeded"], "b"),
+        (Status.PENDING, ["succeeded", "failed"], "b"),
+        (Status.SUCCEEDED, ["succeeded", "failed", "succeeded"], "c"),
+    ],
+)
+def test_a_task_stands_at_the_step_that_runs_or_failed_or_was_started_last(
+    status: Status, steps: list[str], stands_at: str
+) -> None:
+    made = tuple(Step(name, Status(step)) for name, step in zip("abc", steps, strict=False))
+    task = Task(id="t", status=status, create_time=NOW, update_time=NOW, steps=made)
+    assert group_of(task, "step") == stands_at
+
+
+def test_what_cannot_be_counted_by_is_refused_with_what_can() -> None:
+    assert check_group("worker") == "worker"
+    for by in ("colour", "", None, ["status"]):
+        with pytest.raises(ValueError, match="by is one of status, error_type"):
+            check_group(by)

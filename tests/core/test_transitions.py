@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from msgspec.structs import replace
 
 from aiotracker._core.query import Query
-from aiotracker._core.task import BootTime, End, Failure, Lease, Status, Step, Task
+from aiotracker._core.task import BootTime, Change, End, Failure, Lease, Status, Step, Task
 from aiotracker._core.transitions import (
+    CHANGES_KEPT,
     ENDS_KEPT,
     ERRORS_BYTES,
     ERRORS_KEPT,
@@ -21,6 +23,7 @@ from aiotracker._core.transitions import (
     PURGE_AGE,
     Add,
     Aim,
+    Author,
     Cause,
     Changes,
     Claim,
@@ -47,6 +50,7 @@ def nowhere() -> BootTime:
 
 
 JUDGE = Judge(nowhere, 0.0)
+ANNA = Author("anna", "mended")
 
 
 def terms(token: str, ttl: float = TTL) -> Terms:
@@ -185,14 +189,14 @@ class Life(RuleBasedStateMachine):
 
     @rule(force=st.booleans())
     def reset(self, force: bool) -> None:
-        self.by_hand(Reset(self.aim(force)), force)
+        self.by_hand(Reset(self.aim(force), ANNA), force)
         if self.task is not None and self.holder is None:
             assert self.task.status is Status.PENDING
             assert self.task.attempts == 0
 
     @rule(force=st.booleans())
     def ignore(self, force: bool) -> None:
-        self.by_hand(Ignore(self.aim(force)), force)
+        self.by_hand(Ignore(self.aim(force), ANNA), force)
 
     @rule(force=st.booleans())
     def purge(self, force: bool) -> None:
@@ -341,7 +345,7 @@ def test_reset_forgets_the_steps_that_are_to_be_run_again(
 ) -> None:
     steps = tuple(Step(name, Status.SUCCEEDED) for name in "abc")
     task = replace(apply(None, Add("job", "a")), status=status, attempts=1, steps=steps)
-    task = apply(task, Reset(Aim(JUDGE, task.fence, status, False), from_step))
+    task = apply(task, Reset(Aim(JUDGE, task.fence, status, False), ANNA, from_step))
     assert [step.name for step in task.steps] == kept
 
 
@@ -349,10 +353,10 @@ def test_reset_drops_a_backoff_and_keeps_a_due_time() -> None:
     later = NOW + timedelta(days=1)
     for backoff, expected in ((True, None), (False, later)):
         task = replace(apply(None, Add("job", "a")), status=Status.FAILED, not_before=later, backoff=backoff)
-        assert apply(task, Reset(Aim(JUDGE, task.fence, task.status, False))).not_before == expected
+        assert apply(task, Reset(Aim(JUDGE, task.fence, task.status, False), ANNA)).not_before == expected
 
 
-@pytest.mark.parametrize("make", [Reset, Ignore, Purge])
+@pytest.mark.parametrize("make", [partial(Reset, author=ANNA), partial(Ignore, author=ANNA), Purge])
 def test_a_change_by_hand_is_for_the_record_that_was_looked_at(make: Callable[[Aim], Rule]) -> None:
     task = apply(held(), fail("one"))
     good = Aim(JUDGE, task.fence, Status.FAILED, True, Query())
@@ -369,7 +373,7 @@ def test_a_change_by_hand_is_for_the_record_that_was_looked_at(make: Callable[[A
 def test_force_takes_a_lease_away_and_its_holder_can_write_nothing_more() -> None:
     task = held()
     for make in (Reset, Ignore):
-        taken = apply(task, make(Aim(JUDGE, task.fence, task.status, True)))
+        taken = apply(task, make(Aim(JUDGE, task.fence, task.status, True), ANNA))
         assert outcome_of(taken, "one") == "lease_lost"
         assert taken.last_outcome == "lease_lost"
         for late in (Renew(terms("one"), NO_CHANGES), Succeed("one", NO_CHANGES, 1), fail("one")):
@@ -414,7 +418,8 @@ def test_however_long_errors_are_they_leave_room_and_the_latest_says_most() -> N
 
 def test_short_errors_are_kept_as_they_are() -> None:
     task = apply(held(), Fail("one", NO_CHANGES, Cause("E", "m", "t" * 8000), 3, True, 0.0))
-    assert task.errors == (Failure(1, NOW, "worker of one", "E", "m", "t" * 8000),)
+    (failure,) = task.errors
+    assert replace(failure, fingerprint="") == Failure(1, NOW, "worker of one", "E", "m", "t" * 8000)
 
 
 def test_a_purged_and_added_record_has_a_larger_fence_although_it_was_claimed_very_often() -> None:
@@ -465,3 +470,25 @@ def test_an_end_says_which_claim_it_was() -> None:
     task = apply(held(), Succeed("one", NO_CHANGES, None))
     assert task.ends == (End(task.fence, "one", "succeeded"),)
     assert outcome_of(None, "one") is None
+
+
+def test_a_change_by_hand_says_who_made_it_when_and_why_and_the_last_few_are_kept() -> None:
+    task = apply(held(), fail("one"))
+    for number in range(CHANGES_KEPT + 2):
+        later = NOW + timedelta(minutes=number)
+        aim = Aim(JUDGE, task.fence, task.status, False)
+        author = Author("anna", f"reason {number}")
+        task = apply(task, Ignore(aim, author) if number % 2 else Reset(aim, author), now=later)
+    assert len(task.changes) == CHANGES_KEPT
+    assert task.changes[-2] == Change("reset", NOW + timedelta(minutes=4), "anna", "reason 4")
+    assert task.changes[-1] == Change("ignore", NOW + timedelta(minutes=5), "anna", "reason 5")
+
+
+def test_a_reset_that_changes_nothing_is_not_noted() -> None:
+    task = apply(None, Add("job", "a"))
+    assert apply(task, Reset(Aim(JUDGE, task.fence, task.status, False), ANNA)) is task
+
+
+def test_a_plain_lifecycle_stores_nothing_about_changes() -> None:
+    done = apply(held(), Succeed("one", NO_CHANGES, 1))
+    assert b"changes" not in done.encode()

@@ -13,12 +13,17 @@ import msgspec
 from aiotracker import (
     BaseTracker,
     ConflictError,
+    Event,
+    Exhausted,
+    Failure,
     FileTracker,
     FolderTracker,
     GiveUp,
+    Hook,
     MemoryTracker,
     Postpone,
     Query,
+    Refused,
     Retry,
     RunningTask,
     Status,
@@ -26,6 +31,7 @@ from aiotracker import (
     TaskUnavailableError,
     Where,
     WorkSummary,
+    log_events,
     open_tracker,
     stop_on_signals,
 )
@@ -50,6 +56,17 @@ async def fetch(url: str, *, tries: int = 1) -> Page:
 
 def parse(page: Page) -> list[Row]:
     return [{"name": str(page.depth)}]
+
+
+def notice(event: Event) -> None:
+    if isinstance(event, Exhausted):
+        assert_type(event.task, Task)
+        assert_type(event.failure, Failure | None)
+        assert_type(event.error, BaseException | None)
+    elif isinstance(event, Refused):
+        assert_type(event.reason, str)
+    hook: Hook = notice
+    hook(event)
 
 
 async def typed_trackers() -> None:
@@ -85,7 +102,8 @@ async def typed_trackers() -> None:
         assert_type(row.data, Row)
         row.result = Report(3)
     assert_type(both.peer(worker="two"), MemoryTracker[Row, Report])
-    folder = FolderTracker("folder", lease=900, retry=Retry(max_attempts=5))
+    folder = FolderTracker("folder", lease=900, retry=Retry(max_attempts=5), hooks=[log_events, notice])
+    FolderTracker("folder", hooks=[fetch])  # type: ignore[list-item]  # a hook is no async function, and takes an event
     async with folder.run("1") as one:
         one.result = await asyncio.to_thread(parse, Page())
 
@@ -143,6 +161,9 @@ async def managing(tracker: BaseTracker[Page, int]) -> None:
         assert_type(task, Task)
         assert_type(task.status, Status)
     assert_type(await tracker.count(status=Status.FAILED), Counter[str])
+    assert_type(await tracker.count(by="step", fingerprint="0123456789ab"), Counter[str])
+    await tracker.count(by="colour")  # type: ignore[arg-type]  # no such group
+    assert_type(await tracker.reset(step="parse", step_status="failed", reason="mended", by="anna"), int)
     assert_type(await tracker.reset("a", from_step="parse", force=True), int)
     assert_type(await tracker.ignore(error_type="ValueError"), int)
     assert_type(await tracker.purge(created_before=datetime.now(UTC)), int)

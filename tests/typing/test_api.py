@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 API = Path(__file__).with_name("api.py")
+PROGRAMS = Path(__file__).parents[1] / "stories" / "programs"  # as users wrote them
 
 
 def test_mypy_infers_what_the_api_promises(tmp_path: Path) -> None:
@@ -19,8 +20,9 @@ def test_mypy_infers_what_the_api_promises(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")
 def test_pyright_infers_what_the_api_promises(tmp_path: Path) -> None:
-    (tmp_path / "api.py").write_text(API.read_text())
-    settings = {"typeCheckingMode": "standard", "pythonVersion": "3.11", "include": ["api.py"]}
+    for path in (API, *PROGRAMS.glob("*.py")):
+        (tmp_path / path.name).write_text(path.read_text())
+    settings = {"typeCheckingMode": "standard", "pythonVersion": "3.11", "include": ["."]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "pyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -8,10 +8,12 @@ from .cancellation import Cancellation, InAnyio
 from .crashes import Crashes, Durability
 from .fan_out import FanOut, FanOutOverTheStore
 from .fences import AHolderThatWasOvertaken, Fences
+from .hooks import Hooks
 from .leases import ALostLeaseStopsTheWork, OneLiveLease
 from .lifecycle import Lifecycle, Typed
 from .managing import Adding, Changing, Finding, Waiting, WithoutScan
 from .outcomes import Calls, Outcomes, Values
+from .querying import Querying
 from .replies import GuardedWrites, LostReplies, StaleKnowledge
 from .steps import Steps
 
@@ -41,19 +43,21 @@ class ConformanceSuite(
     Adding,
     Changing,
     Finding,
+    Querying,
     Waiting,
     WithoutScan,
     Lifecycle,
     Typed,
+    Hooks,
 ):
     """The guarantees, as tests of any backend.
 
-    A backend proves itself with a subclass in a test file; pytest-asyncio may be in auto or strict mode:
+    A backend proves itself with a subclass in a test file; pytest-asyncio may be in auto or strict mode::
 
         class TestMine(ConformanceSuite):
-            has_scan = True         # the backend implements scan
-            has_delete = True       # ... and delete
-            has_processes = True    # several processes can use one store
+            has_scan = True  # the backend implements scan
+            has_delete = True  # ... and delete
+            has_processes = True  # several processes can use one store
 
             @pytest.fixture
             def make_tracker(self, tmp_path):
@@ -66,6 +70,8 @@ class ConformanceSuite(
     `make_tracker` gives, with each call, another worker on the same store, not open, with the options of `BaseTracker`
     that it is given; the store is empty when a test begins. `store_url` says how another process opens that store:
     see `open_store`. Without processes it is not needed.
+
+    Where the package `hypothesis` is installed, it makes up the queries that are compared.
 
     Leases must be judged by the `clock` that the tracker is given: the suite moves time.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from ..._core.query import ORDERS, Query, Where
 from ..._core.retry import GiveUp, Postpone, Retry
-from ..._core.task import Status, Task
+from ..._core.task import Change, Status, Task
 from ...errors import InvalidValueError, LeaseLostError, UnsupportedError
 from ...tracker import BaseTracker
 from .._clock import FakeClock
@@ -186,6 +186,22 @@ class Changing(Base):
                 await holder.end()
             assert await loaded(two, "job") == task
 
+    async def test_a_change_by_hand_says_who_when_and_why(self, make_tracker: MakeTracker, clock: FakeClock) -> None:
+        async with make_tracker(clock=clock, worker="w1") as tracker:
+            await tracker.add("job")
+            assert await tracker.ignore("job", reason="not today: 'x' é") == 1
+            clock.jump(60)
+            assert await tracker.reset("job", by="anna@host") == 1
+            assert await tracker.reset("job", reason="again") == 0
+            now = clock.now()
+            assert (await loaded(tracker, "job")).changes == (
+                Change("ignore", now - timedelta(seconds=60), "w1", "not today: 'x' é"),
+                Change("reset", now, "anna@host"),
+            )
+            with pytest.raises(InvalidValueError, match="reason takes a line"):
+                await tracker.ignore("job", reason="two\nlines")
+            assert (await loaded(tracker, "job")).status is Status.PENDING
+
     async def test_a_task_whose_holder_died_counts_as_free(self, make_tracker: MakeTracker, clock: FakeClock) -> None:
         await abandon(make_tracker(clock=clock, lease=LEASE), "job")
         clock.jump(LEASE)
@@ -282,6 +298,7 @@ def _filters(tasks: list[Task]) -> list[Where]:
         {"worker": "w1"},
         {"last_outcome": "error"},
         {"last_outcome": "cancelled"},
+        {"fingerprint": next(task.errors[-1].fingerprint for task in tasks if task.errors)},
         {"step": "fetch"},
         {"step_status": "failed"},
         {"step": "parse", "step_status": "succeeded"},
@@ -376,6 +393,7 @@ class Finding(Base):
             {"created_before": "yesterday"},
             {"order_by": "size"},
             {"limit": -1},
+            {"fingerprint": "ABC"},
             {"status": []},
             {"min_attempts": "3"},
         ],

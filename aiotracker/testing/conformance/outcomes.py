@@ -22,7 +22,7 @@ from ...errors import (
     TrackerError,
 )
 from .._clock import FakeClock
-from ._base import Base, Holder, MakeTracker, check_sound, held, loaded, settle
+from ._base import LEASE, Base, Holder, MakeTracker, abandon, check_sound, held, loaded, settle
 
 UNSTORABLE: dict[str, tuple[Any, str]] = {
     "nan": ({"a": [1, {"b": math.nan}]}, r"\['a'\]\[1\]\['b'\] is nan"),
@@ -214,6 +214,36 @@ class Outcomes(Base):
                     await asyncio.Event().wait()
             task = await loaded(tracker, "job")
             assert (task.status, task.attempts, task.errors[-1].type) == (Status.FAILED, 1, "TimeoutError")
+            assert task.last_outcome == "timeout"
+
+    async def test_the_last_outcome_tells_faults_of_the_work(self, make_tracker: MakeTracker) -> None:
+        async with make_tracker() as tracker:
+            for task_id, error, outcome in (
+                ("succeeded", None, None),
+                ("failed", OSError(), "error"),
+                ("gave up", GiveUp(), "error"),
+                ("timed out", TimeoutError(), "timeout"),
+                ("postponed", Postpone(1), None),
+            ):
+                with suppress(OSError, GiveUp, Postpone):
+                    async with tracker.run(task_id):
+                        if error is not None:
+                            raise error
+                assert (await loaded(tracker, task_id)).last_outcome == outcome, task_id
+
+    async def test_the_last_outcome_of_a_lease_that_was_lost_is_not_the_works_fault(
+        self, make_tracker: MakeTracker, clock: FakeClock
+    ) -> None:
+        await abandon(make_tracker(clock=clock, lease=LEASE), "died", "taken")
+        async with make_tracker(clock=clock) as tracker:
+            await tracker.reset("taken", force=True)
+            assert (await loaded(tracker, "taken")).last_outcome == "lease_lost"
+            clock.jump(LEASE)
+            async with tracker.run("died") as task:
+                assert task.record.last_outcome == "lease_lost"
+                (failure,) = task.record.errors
+                assert (failure.type, len(failure.fingerprint)) == ("LeaseLostError", 12)
+            assert (await loaded(tracker, "died")).last_outcome is None
 
     async def test_an_ignored_task_is_refused_until_it_is_reset(self, make_tracker: MakeTracker) -> None:
         async with make_tracker() as tracker:
