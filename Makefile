@@ -10,7 +10,7 @@ WORKERS := 2
 PYTEST_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test services lint docs bench report matrix chaos clean
+.PHONY: help install demo test services lint docs bench report matrix chaos mutants clean
 
 help: ## What there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,7 @@ docs: $(INSTALLED) ## Builds the documentation into build/docs; a warning is an 
 bench: $(INSTALLED) ## Compares with other libraries on this machine, and fails below the figures to reach.
 	$(BIN)/python -m benchmarks compare file --check
 	$(BIN)/python -m benchmarks scale file --check
+	$(BIN)/python -m benchmarks query --check
 
 report: $(INSTALLED) ## Measures everything, and writes docs/reference/performance.md; takes half an hour.
 	$(BIN)/python -m benchmarks report
@@ -72,6 +73,12 @@ matrix: $(INSTALLED) ## The built package on Python 3.11 to 3.13, with the lowes
 chaos: $(INSTALLED) ## The long tests: kills, full disks, shifted clocks.
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS) $(TESTS)
 
+mutants: $(INSTALLED) ## Breaks the rules in 700 ways, one at a time; fails where no test of them does. Takes minutes.
+	@rm -rf mutants
+	$(BIN)/python -m mutmut run
+	@survived=$$($(BIN)/python -m mutmut results); \
+	if [ -n "$$survived" ]; then echo "$$survived"; echo "See one: $(BIN)/mutmut show NAME"; exit 1; fi
+
 clean: ## Removes what was made, .venv and the demo's store included.
-	rm -rf $(VENV) build dist demo-store demo-bodies.jsonl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist mutants demo-store demo-bodies.jsonl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find aiotracker tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

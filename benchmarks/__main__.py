@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=_count, default=1, help="of each comparison (%(default)s)")
     command.set_defaults(measure=_report, folder=lambda o: o.dir)
 
+    command = commands.add_parser("query", help="what operators ask of a million tasks, and an export of them")
+    command.add_argument("--tasks", type=_count, default=1_000_000, help="in each store (%(default)s)")
+    command.add_argument("--stores", help="with commas between them (file,sqlite,postgres)")
+    _add_folder(command)
+    command.set_defaults(measure=_query, folder=lambda o: o.dir)
+
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
@@ -145,8 +151,19 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     return {"page": str(performance.write(results, options.docs))}
 
 
+def _query(options: argparse.Namespace) -> dict[str, Any]:
+    from . import query  # which needs more than the others do
+
+    stores = _named(options.stores, query.STORES, "stores")
+    return query.measure(options.dir.absolute(), tasks=options.tasks, stores=stores)
+
+
 def _add_kind(command: argparse.ArgumentParser, *kinds: str) -> None:
     command.add_argument("kind", choices=kinds, help="kind of store")
+    _add_folder(command)
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dir", type=Path, default=Path(".bench"), help="on a real disk; fresh folders are made in it (%(default)s)"
     )

@@ -4,8 +4,6 @@ import asyncio
 import gc
 import itertools
 import os
-import resource
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +13,7 @@ from typing import Any
 from aiotracker import BaseTracker, FileTracker, Status
 
 from .machine import fresh
+from .memory import peak, resident
 from .numbers import milliseconds, percentile, significant
 from .process import Gate, run, together
 from .report import Figure, figure, say
@@ -147,12 +146,12 @@ async def look(gate: Gate, store: str) -> dict[str, Any]:
     tracker: FileTracker = FileTracker(store)
     await asyncio.to_thread(int)  # the thread that opening uses is not the store's memory
     gc.collect()
-    before = _resident()
+    before = resident()
     begin = time.monotonic()
     await tracker.open()
     seconds = time.monotonic() - begin
     gc.collect()
-    memory = _resident() - before
+    memory = resident() - before
     counting: list[float] = []
     finding: list[float] = []
     for _ in range(CALLS):
@@ -167,7 +166,7 @@ async def look(gate: Gate, store: str) -> dict[str, Any]:
     return {
         "seconds": significant(seconds),
         "bytes_a_task": significant(memory / tasks),
-        "peak_bytes_a_task": significant((_peak() - before) / tasks),
+        "peak_bytes_a_task": significant((peak() - before) / tasks),
         # The first call, as a person's command makes it, not the best of many.
         "count_ms": milliseconds(counting[0]),
         "count_again_ms": milliseconds(percentile(counting[1:], 50)),
@@ -230,16 +229,3 @@ async def _claiming(tracker: BaseTracker) -> AsyncIterator[list[tuple[float, flo
     finally:
         ended = True
         await asyncio.gather(*claimers)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return _peak()  # not Linux
-
-
-def _peak() -> int:
-    """The most bytes that this process ever had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

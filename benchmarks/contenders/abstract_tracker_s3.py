@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,13 +25,12 @@ BIAS = (
 
 def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency: int) -> SeenOnS3:
     client: Any = boto3.client("s3", endpoint_url=url, config=Config(max_pool_connections=THREADS))
-    requests = 0
+    requests: Counter[str] = Counter()
     counting = threading.Lock()
 
-    def count(**_: object) -> None:
-        nonlocal requests
+    def count(event_name: str, **_: object) -> None:
         with counting:
-            requests += 1
+            requests[event_name.rpartition(".")[2]] += 1
 
     client.meta.events.register("before-send.s3", count)
 
@@ -51,7 +51,7 @@ def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency:
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(one, range(tasks, tasks + THREADS)))  # connects
-        requests = 0
+        requests.clear()
         gate.ready()
         before = os.times()
         start = time.monotonic()
@@ -63,6 +63,6 @@ def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency:
         "end": end,
         "latencies": latencies,
         "bias": BIAS,
-        "requests": requests,
+        "requests": dict(requests),
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }

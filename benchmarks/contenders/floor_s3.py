@@ -48,6 +48,6 @@ async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concur
         "end": end,
         "latencies": latencies,
         "bias": BIAS,
-        "requests": 2 * tasks,
+        "requests": {"PutObject": 2 * tasks},
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }

@@ -3,31 +3,33 @@
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from aiotracker import TaskUnavailableError
+from aiotracker import BaseTracker, TaskUnavailableError
 from aiotracker.backends.s3 import S3Tracker
 
 from ..process import Gate
 from . import Lifecycles
 
-__all__ = ["BIAS", "SeenOnS3", "count", "known_ids", "run"]
+__all__ = ["BIAS", "SeenOnS3", "count", "known_ids", "lifecycles", "run"]
 
 BIAS = (
     "`async with tracker.run(id)` for a new id: two conditional PUTs, one after the other, with the full record, lease "
-    "and fence. The client that the tracker makes, without parameter validation and `Expect: 100-continue`."
+    "and fence. Requests go through the client's HTTP session, put together without botocore's models."
 )
 
 
 class SeenOnS3(Lifecycles):
     """What a contender saw on S3."""
 
-    requests: int
+    requests: dict[str, int]  # by operation
     cpu_seconds: float  # of the contender's process, for all of them
 
 
-async def _lifecycles(tracker: S3Tracker, ids: Iterable[str], concurrency: int) -> list[float]:
+async def lifecycles(tracker: BaseTracker, ids: Iterable[str], concurrency: int) -> list[float]:
+    """Runs each id once, from that many coroutines: seconds of each lifecycle."""
     latencies: list[float] = []
     left = iter(ids)
 
@@ -44,21 +46,21 @@ async def _lifecycles(tracker: S3Tracker, ids: Iterable[str], concurrency: int) 
 
 async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency: int) -> SeenOnS3:
     async with S3Tracker(bucket, prefix, endpoint_url=url, connections=concurrency) as tracker:
-        await _lifecycles(tracker, (f"first-{number}" for number in range(concurrency)), concurrency)  # connects
-        requests = tracker.requests
+        await lifecycles(tracker, (f"first-{number}" for number in range(concurrency)), concurrency)  # connects
+        requests = Counter(tracker.requests_by_operation)
         gate.ready()
         before = os.times()
         start = time.monotonic()
-        latencies = await _lifecycles(tracker, (f"task-{number}" for number in range(tasks)), concurrency)
+        latencies = await lifecycles(tracker, (f"task-{number}" for number in range(tasks)), concurrency)
         end = time.monotonic()
         after = os.times()
-        requests = tracker.requests - requests
+        requests = Counter(tracker.requests_by_operation) - requests
     return {
         "start": start,
         "end": end,
         "latencies": latencies,
         "bias": BIAS,
-        "requests": requests,
+        "requests": dict(requests),
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }
 
@@ -76,9 +78,9 @@ async def known_ids(gate: Gate, url: str, bucket: str, prefix: str, tasks: int) 
             await one.add_many(ids)
             if runner is two:
                 await one.add("first")
-                await _lifecycles(two, ["first"], 1)  # the first one tells that ids may be there already
+                await lifecycles(two, ["first"], 1)  # the first one tells that ids may be there already
             before = runner.requests
-            await _lifecycles(runner, ids, 16)
+            await lifecycles(runner, ids, 16)
             found[name] = (runner.requests - before) / tasks
         try:
             async with two.run("added_here-0"):

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import require, require_module
 from tests.services.postgres import has_postgres
 
-pytest.importorskip("asyncpg")
+require_module("asyncpg")
 
-from benchmarks import compare_postgres
+from benchmarks import compare_postgres  # noqa: E402 - it cannot be imported without the driver
 
 
 def test_compare_postgres_measures_ours_and_the_peers_that_are_installed(

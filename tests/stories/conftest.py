@@ -34,4 +34,4 @@ def load_program() -> Iterator[Callable[[str], ModuleType]]:
 
     yield load
     for name in loaded:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # two may have one name
