@@ -50,6 +50,8 @@ class Committer(Generic[I]):
         blame: Says why a commit may be stuck.
         patience: Seconds after which a waiter gives up with `StoreUnavailableError`.
         name: Of the thread.
+        tells: `commit` calls `tell` when it leaves the interpreter for long. Until then the answers of the commit
+            before wait: delivered at once, they would take the interpreter from it, and then wait for it in turn.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Committer(Generic[I]):
         blame: Callable[[], str],
         patience: float,
         name: str,
+        tells: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._commit = commit
@@ -71,7 +74,9 @@ class Committer(Generic[I]):
         self._orphans: deque[I] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._in_flight: list[Waiting[I]] = []
+        self._tells = tells
         self._handed: deque[list[Waiting[I]]] = deque()  # to the loop, which has not delivered them yet
+        self._untold = 0  # of these, that the loop does not know of yet
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._watching = False
         self._idle = False  # the thread waits to be woken, or is about to
@@ -132,7 +137,8 @@ class Committer(Generic[I]):
         pause = 0.0
         while not self._ended.is_set():
             if time.monotonic() > deadline:
-                logger.warning("closing did not wait for a commit that is stuck: %s", self._blame())
+                extra = {"event": "close_timed_out", "where": self._thread.name}
+                logger.warning("closing did not wait for a commit that is stuck: %s", self._blame(), extra=extra)
                 return False
             await asyncio.sleep(pause)
             pause = min(0.05, pause + 0.001)
@@ -179,6 +185,14 @@ class Committer(Generic[I]):
 
     # -- on the thread
 
+    def tell(self) -> None:
+        """Answers what has been committed."""
+        while self._untold:
+            self._untold -= 1
+            if not _on(self._loop, self._deliver):
+                self._untold = 0
+                self._take_back()
+
     def _run(self) -> None:
         try:
             while True:
@@ -192,6 +206,7 @@ class Committer(Generic[I]):
                         self._undo()
                     elif batch := self._take():
                         self._do(batch)
+                self.tell()
                 while self._calls:
                     self._calls.popleft()()
                 if self._closing and not (self._urgent or self._normal or self._orphans or self._calls):
@@ -219,18 +234,30 @@ class Committer(Generic[I]):
         taken = self._attempt(orphans)
         for orphan in orphans[:taken]:
             if orphan.error is not None:
-                logger.warning("a claim that nobody waits for could not be given back: %s", orphan.error)
+                extra = {
+                    "event": "claim_not_given_back",
+                    "where": self._thread.name,
+                    "error_type": type(orphan.error).__name__,
+                }
+                logger.warning("a claim that nobody waits for could not be given back: %s", orphan.error, extra=extra)
         self._orphans.extend(orphans[taken:])
 
     def _take(self) -> list[Waiting[I]]:
+        room = MAX_ITEMS
+        if self._untold:
+            # Those who are answered now come back while this commit is under way. Two crowds that take turns should
+            # be of one size, so that the loop is busy with one as long as the thread is with the other.
+            crowd = len(self._handed[-1]) + len(self._urgent) + len(self._normal)
+            room = min(room, max(len(self._urgent), (crowd + 1) // 2))
         batch: list[Waiting[I]] = []
         for queue in (self._urgent, self._normal):
-            batch += [queue.popleft() for _ in range(min(len(queue), MAX_ITEMS - len(batch)))]
+            batch += [queue.popleft() for _ in range(min(len(queue), room - len(batch)))]
         return [waiting for waiting in batch if not waiting[0].done()]  # the others' waiters have gone
 
     def _do(self, batch: list[Waiting[I]]) -> None:
         self._in_flight = batch
         taken = self._attempt([item for _, item, _ in batch])
+        self.tell()
         self._in_flight = []
         if taken < len(batch):
             self._normal.extendleft(reversed(batch[taken:]))
@@ -242,15 +269,17 @@ class Committer(Generic[I]):
             else:
                 waited.append(waiting)
         self._handed.append(waited)
-        if not _on(self._loop, self._deliver):
-            self._take_back()
+        self._untold += 1
+        if not (self._tells and (self._urgent or self._normal)):
+            self.tell()
 
     def _attempt(self, items: list[I]) -> int:
         try:
             return self._commit(items)
         except Exception as exc:
             if not isinstance(exc, TrackerError):
-                logger.exception("a commit failed")
+                extra = {"event": "commit_failed", "where": self._thread.name, "error_type": type(exc).__name__}
+                logger.exception("a commit failed", extra=extra)
             for item in items:
                 # One exception for many would collect all their tracebacks.
                 item.error = copy.copy(exc)

@@ -84,6 +84,7 @@ class Pump(Generic[I]):
         patience: Seconds after which a waiter gives up with `StoreUnavailableError`.
         name: Of the task.
         max_items: Of a commit.
+        pace: Awaited before what waits is taken, so that others have their turn.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Pump(Generic[I]):
         patience: float,
         name: str,
         max_items: int = MAX_ITEMS,
+        pace: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -104,10 +106,12 @@ class Pump(Generic[I]):
         self._patience = patience
         self._name = name
         self._max_items = max_items
+        self._pace = pace
         self._urgent: deque[_Waiting[I]] = deque()
         self._normal: deque[_Waiting[I]] = deque()
         self._in_flight: set[_Waiting[I]] = set()
         self._delayed: set[_Waiting[I]] = set()
+        self._first: list[_Waiting[I]] = []
         self._worker: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._watching: asyncio.TimerHandle | None = None
@@ -142,7 +146,8 @@ class Pump(Generic[I]):
         while self._worker is not None or self._delayed:
             left = deadline - time.monotonic()
             if left <= 0:
-                logger.warning("closing did not wait for a commit that is stuck: %s", self._blame())
+                extra = {"event": "close_timed_out", "where": self._name}
+                logger.warning("closing did not wait for a commit that is stuck: %s", self._blame(), extra=extra)
                 await self._abort()
                 break
             if self._worker is not None:
@@ -202,12 +207,15 @@ class Pump(Generic[I]):
     def _ended(self, worker: "asyncio.Task[None]") -> None:
         self._worker = None
         if not worker.cancelled() and (exc := worker.exception()) is not None:
-            logger.error("the commits of %s stopped, and begin anew", self._name, exc_info=exc)
+            extra = {"event": "commits_stopped", "where": self._name, "error_type": type(exc).__name__}
+            logger.error("the commits of %s stopped, and begin anew", self._name, exc_info=exc, extra=extra)
         if (self._urgent or self._normal) and not self._aborted:
             self._start()
 
     async def _work(self) -> None:
         while self._urgent or self._normal:
+            if self._pace is not None:
+                await self._pace()
             if batch := self._take():
                 await self._do(batch)
             # Those who were answered ask for more now, which shall be in the next commit.
@@ -219,6 +227,12 @@ class Pump(Generic[I]):
             batch += [queue.popleft() for _ in range(min(len(queue), self._max_items - len(batch)))]
         return [waiting for waiting in batch if not waiting.future.done()]  # the others' waiters have gone
 
+    def _put_first(self) -> None:
+        """What is to be tried again at once comes before all others, in the order that it had."""
+        while self._first:
+            waiting = self._first.pop()
+            (self._urgent if waiting.urgent else self._normal).appendleft(waiting)
+
     async def _do(self, batch: list[_Waiting[I]]) -> None:
         self._in_flight.update(batch)
         try:
@@ -228,12 +242,14 @@ class Pump(Generic[I]):
             raise
         except Exception as exc:
             if not isinstance(exc, TrackerError):
-                logger.exception("a commit failed")
+                extra = {"event": "commit_failed", "where": self._name, "error_type": type(exc).__name__}
+                logger.exception("a commit failed", extra=extra)
             self._fail(batch, exc)
         finally:
             self._in_flight.difference_update(batch)
             for waiting in batch:
                 self._deliver(waiting)
+            self._put_first()
 
     def _fail(self, batch: list[_Waiting[I]], exc: Exception) -> None:
         for waiting in batch:
@@ -249,7 +265,7 @@ class Pump(Generic[I]):
                 self._delayed.add(waiting)
                 self._loop.call_later(pause, self._put_again, waiting)
             else:
-                (self._urgent if waiting.urgent else self._normal).appendleft(waiting)
+                self._first.append(waiting)
         elif future.done():
             if (undo := self._orphaned(item)) is not None:
                 answer = self._loop.create_future()
@@ -432,8 +448,10 @@ def orphaned(operation: Operation, write_id: str) -> Operation | None:
     if not isinstance(claim, Claim):
         return None
     task, token = operation.answer, claim.terms.token
-    holds = isinstance(task, Task) and task.lease is not None and task.lease.token == token
-    if holds if operation.error is None else isinstance(operation.error, StoreUnavailableError | OutcomeUnknownError):
+    if operation.error is None:
+        holds = isinstance(task, Task) and task.lease is not None and task.lease.token == token
+        return Operation(operation.task_id, claim.undo(), write_id, task) if holds else None
+    if isinstance(operation.error, StoreUnavailableError | OutcomeUnknownError):
         return Operation(operation.task_id, claim.undo(), write_id)
     return None
 
@@ -505,12 +523,18 @@ class PumpTracker(BaseTracker[D, R]):
         writes = work.decide(self.now())
         if not writes:
             return
+        began = time.perf_counter()
         try:
             landed, errors = await self._write_many(writes)
         except (StoreError, OutcomeUnknownError) as exc:
             work.fail(exc)
         else:
             work.settle(landed, errors)
+            if self.observer is not None:
+                size = sum(len(writes[task_id].raw) for task_id in landed)
+                self.observer.committed(len(operations), size, time.perf_counter() - began)
+                for task_id in writes.keys() - set(landed) - set(errors):
+                    self.observer.conflicted(task_id)
 
     def update(self, task_id: str, transition: Transition, *, known: Any = UNKNOWN) -> "asyncio.Future[Task | None]":
         return self._submit(Operation(task_id, transition, self.new_id(), known))

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import force_setattr
 
-from .._core.query import Query
+from .._core.fingerprint import fingerprint_of
+from .._core.query import Query, group_of
 from .._core.task import Task
 from .._core.transitions import Claim
 from ..contract import Transition
@@ -23,6 +24,7 @@ from ..errors import InvalidValueError, RecordTooLargeError
 __all__ = [
     "COLUMNS",
     "MAX_COMMIT_BYTES",
+    "RARE",
     "Operation",
     "Replacement",
     "check_namespace",
@@ -39,6 +41,13 @@ __all__ = [
 
 MAX_COMMIT_BYTES: Final = 4 * 1024 * 1024  # of records that are written, or read for it, in one transaction
 
+RARE: Final = (
+    "not_before",
+    "error_type",  # of the latest error
+    "fingerprint",  # of the latest error
+    "last_outcome",
+    "step",  # at which it stands
+)  # of COLUMNS, what most tasks have none of
 COLUMNS: Final = (
     "namespace",
     "id",
@@ -49,14 +58,14 @@ COLUMNS: Final = (
     "update_time",
     "start_time",
     "finish_time",
-    "not_before",
     "lease_expires_at",
     "worker",  # who holds it or, if nobody does, whose attempt failed last
-    "error_type",  # of the latest error
-    "last_outcome",
     "write_id",  # the version
     "record",
+    *RARE,
 )
+
+NULLABLE: Final = frozenset({"start_time", "finish_time", "not_before"})  # of what queries order by
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _HEADING: Final = re.compile(r"^-- (\w+): .+$", re.MULTILINE)
@@ -99,36 +108,43 @@ def unescaped(text: str) -> str:
     return text.replace("\x01\x01", "\x00").replace("\x01\x02", "\x01") if "\x01" in text else text
 
 
-def row(task: Task, raw: bytes, namespace: str, time: Callable[[datetime], Any]) -> tuple[Any, ...]:
-    """The values of `COLUMNS`.
+def row(task: Task, record: str, namespace: str, time: Callable[[datetime], Any]) -> tuple[Any, ...]:
+    """The values of `COLUMNS`; without those of `RARE`, which are the last, where all of them are None.
 
     Args:
         task: The record.
-        raw: It, encoded.
+        record: It, encoded.
         namespace: Of the tracker.
         time: Makes of a time what the database takes.
     """
-    lease, errors = task.lease, task.errors
+    lease, errors, due = task.lease, task.errors, task.not_before
     error = errors[-1] if errors else None
     worker = lease.worker if lease is not None else error.worker if error is not None else None
-    start, finish, due = task.start_time, task.finish_time, task.not_before
-    return (
+    start, finish = task.start_time, task.finish_time
+    values = (
         namespace,
         escaped(task.id),
-        task.status.value,
+        task.status._value_,
         task.attempts,
         task.priority,
         time(task.create_time),
         time(task.update_time),
         None if start is None else time(start),
         None if finish is None else time(finish),
-        None if due is None else time(due),
         None if lease is None else time(lease.expires_at),
         None if worker is None else escaped(worker),
-        None if error is None else escaped(error.type),
-        task.last_outcome,
         task.write_id,
-        raw,
+        record,
+    )
+    if due is None and error is None and task.last_outcome is None and not task.steps:
+        return values
+    return (
+        *values,
+        None if due is None else time(due),
+        None if error is None else escaped(error.type),
+        None if error is None else escaped(fingerprint_of(error, task.id)),
+        task.last_outcome,
+        escaped(group_of(task, "step")) if task.steps else None,
     )
 
 
@@ -157,7 +173,11 @@ def conditions(query: Query, put: Callable[[Any], str]) -> list[str]:
             found.append(f"id < {put(end)}")
     if query.min_attempts:
         found.append(f"attempts >= {put(min(query.min_attempts, 2**62))}")
-    for column in ("last_outcome", "error_type", "worker"):
+    if query.min_attempts > 1:
+        found.append("attempts > 1")  # says that the index has them
+    if query.step is not None or query.step_status is not None:
+        found.append("step IS NOT NULL")  # it has any
+    for column in ("last_outcome", "error_type", "fingerprint", "worker"):
         if (value := getattr(query, column)) is not None:
             found.append(f"{column} = {put(escaped(value))}")
     found += [f"{field} {'>=' if after else '<'} {put(limit)}" for field, after, limit in query.times]
@@ -170,7 +190,8 @@ def ordering(query: Query) -> str:
         return "seq"
     if query.order_by == "id":
         return "id DESC" if query.descending else "id"
-    return f"{query.order_by} {'DESC' if query.descending else 'ASC'} NULLS LAST, id"
+    direction = "DESC" if query.descending else "ASC"
+    return f"{query.order_by} {direction}{' NULLS LAST' if query.order_by in NULLABLE else ''}, id"
 
 
 def _after_all_with(prefix: str) -> str | None:

@@ -28,18 +28,18 @@ import re
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakValueDictionary
 from zlib import crc32
 
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from .._core.codec import FORMAT
-from .._core.query import Query, Where
+from .._core.query import GroupBy, Query
 from .._core.task import Status, Task
 from .._core.transitions import Claim, Fail, Postpone, Release, Renew, Succeed
 from ..contract import UNKNOWN, Claimable, Transition, _Unknown, in_order
@@ -54,17 +54,25 @@ from ..errors import (
 from ..tracker import BaseTracker, Options
 from ._aws import (
     CONNECTIONS,
-    CREDENTIALS_REFUSED,
-    NO_ANSWER,
-    SLOW_DOWN,
-    UNANSWERED,
-    BusyError,
-    ClientError,
     ClientOptions,
-    Pace,
     ServiceTime,
-    connect_client,
-    no_answer,
+)
+from ._dynamodb import (
+    BEGINS,
+    MARKER,
+    OPEN,
+    PLACES,
+    Candidates,
+    ConditionError,
+    Entry,
+    Item,
+    ItemTooLargeError,
+    Table,
+    place_of,
+    seconds_later,
+    stamp,
+    time_of,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -78,37 +86,19 @@ R = TypeVar("R", default=Any)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-Item = dict[str, dict[str, str]]
 
-INDEX: Final = "aiotracker"
-MARKER: Final = "!aiotracker"
 SHARDS: Final = 8  # a partition of an index takes a thousand writes a second
 KEY_BYTES: Final = 2048  # of a partition key
 BATCH: Final = 100  # keys of a BatchGetItem
-SPREAD: Final = 2**31  # makes of a priority a number that is never negative
 MIN_TTL: Final = 3600.0  # seconds; a younger record may still be needed to recognise a write whose reply was lost
 REQUEST_TIME: Final = 5.0  # seconds
 PATIENCE: Final = 10.0  # seconds for which a read is tried again at the most
-CREATE_TIME: Final = 180.0  # seconds
 CHUNK: Final = 200  # records that are decoded before others have their turn
 LATER: Final = 60.0  # seconds; when a worker that has nothing to do, and waits for ever, looks at the latest
 CLOSE: Final = timedelta(seconds=3)  # that two machines may differ in what they think is the service's time
 # Of many claims one wins, and the others are refused; who holds a task must not wait behind anybody.
 UNQUEUED: Final = (Claim, Renew, Succeed, Fail, Release, Postpone)
-OPEN: Final = frozenset({Status.PENDING, Status.FAILED, Status.IN_PROGRESS})
-NEW: Final = "attribute_not_exists(task)"
-SAME: Final = "write_id = :version"
-BEGINS: Final = "begins_with(#place, :low)"
-FROM: Final = "#place >= :low"
 
-# Where the index has the tasks of each status; those that succeeded are not in it.
-_PLACES: Final[Mapping[Status, frozenset[str]]] = {
-    Status.PENDING: frozenset({"ready/", "timed/"}),
-    Status.FAILED: frozenset({"ready/", "timed/"}),
-    Status.IN_PROGRESS: frozenset({"timed/"}),
-    Status.EXHAUSTED: frozenset({"exhausted/"}),
-    Status.IGNORED: frozenset({"ignored/"}),
-}
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _TABLE: Final = re.compile(r"[A-Za-z0-9_.-]{3,255}|arn:\S+")
 
@@ -177,7 +167,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         self._namespace = namespace
         self._consistent = consistent_queries
         self._shards = SHARDS
-        self._table = _Table(
+        self._table = Table(
             table,
             ClientOptions(
                 client=client,
@@ -239,9 +229,9 @@ class DynamoDBTracker(BaseTracker[D, R]):
             raise self._too_large(task, len(raw))
         try:
             await self._table.put(self._item(new, raw), task.version)
-        except _ConditionError as exc:
+        except ConditionError as exc:
             raise self._conflict(task, exc) from exc
-        except _ItemTooLargeError as exc:
+        except ItemTooLargeError as exc:
             raise self._too_large(task, len(raw)) from exc
         return new.replace(version=new.write_id)
 
@@ -269,7 +259,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         self._check_writable("delete")
         try:
             await self._table.delete(self._key(task.id), task.version)
-        except _ConditionError as exc:
+        except ConditionError as exc:
             raise self._conflict(task, exc) from exc
 
     async def scan(self, query: Query) -> AsyncIterator[Task]:
@@ -277,10 +267,9 @@ class DynamoDBTracker(BaseTracker[D, R]):
         async for task in in_order(query, tasks):
             yield task
 
-    async def count(self, **where: Unpack[Where]) -> Counter[str]:
-        query = self._query(where)
-        if query != Query(statuses=query.statuses):
-            return await super().count(**where)
+    async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
+        if by != "status" or query != Query(statuses=query.statuses):
+            return await super().tally(query, by)
         counts: Counter[str] = Counter()
         pages = self._index_pages(query) if self._is_indexed(query) else self._table_pages(query, "task, #status")
         async for page in pages:
@@ -310,20 +299,20 @@ class DynamoDBTracker(BaseTracker[D, R]):
         if found.tasks or found.next_due is not None:
             return found
         if self._waiting and not self._ending:
-            return Claimable([], _later(self.now(), LATER))
+            return Claimable([], seconds_later(self.now(), LATER))
         return await self._look_at_table(limit)
 
     # -- what is claimable
 
     async def _look_at_index(self, limit: int) -> Claimable:
         shards = self._shard_names()
-        edge = f"timed/{_stamp(self.now())}"
-        ready: list[_Entry] = []
-        timed: list[_Entry] = []
+        edge = f"timed/{stamp(self.now())}"
+        ready: list[Entry] = []
+        timed: list[Entry] = []
         is_cut = False
         full: list[str] = []  # shards with so many ready ones that what comes behind was not seen
         for shard, found in zip(shards, await self._entries(shards, "ready/", limit), strict=True):
-            count = bisect_left(found, _Entry("timed/", ""))
+            count = bisect_left(found, Entry("timed/", ""))
             ready += found[:count]
             timed += found[count:]
             if count == limit:
@@ -332,22 +321,22 @@ class DynamoDBTracker(BaseTracker[D, R]):
         for found in await self._entries(full, "timed/", limit):
             timed += found
         timed.sort()
-        due = timed[: bisect_left(timed, _Entry(edge, "\U0010ffff"))]
+        due = timed[: bisect_left(timed, Entry(edge, "\U0010ffff"))]
         # Among equals at random: workers that see the same must not all try the same.
         ready.sort(key=lambda entry: (entry.place[:16], random.random()))
-        candidates = _Candidates(self.now())
+        candidates = Candidates(self.now())
         for task in await self._records([entry.key for entry in (*ready[:limit], *due[:limit])]):
             candidates.see(task)
         if len(due) < len(timed):
-            candidates.later(_time(timed[len(due)].place))
+            candidates.later(time_of(timed[len(due)].place))
         return candidates.claimable(limit, is_cut or max(len(ready), len(due)) > limit)
 
-    async def _entries(self, shards: list[str], low: str, limit: int) -> list[list["_Entry"]]:
+    async def _entries(self, shards: list[str], low: str, limit: int) -> list[list["Entry"]]:
         """The first entries of each shard from this place on, in their order."""
-        return await _together(self._patiently(self._table.entries, shard, low, limit) for shard in shards)
+        return await together(self._patiently(self._table.entries, shard, low, limit) for shard in shards)
 
     async def _look_at_table(self, limit: int) -> Claimable:
-        found = _Candidates(self.now())
+        found = Candidates(self.now())
         async for task in self._scan_table(Query(statuses=OPEN)):
             found.see(task)
             if len(found.tasks) > limit:
@@ -367,7 +356,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         assert query.statuses is not None
         seen: set[str] = set()  # one that is changed meanwhile may come again in another place
         words = {status.value for status in query.statuses}
-        for low in sorted(set().union(*(_PLACES[status] for status in query.statuses))):
+        for low in sorted(set().union(*(PLACES[status] for status in query.statuses))):
             for shard in self._shard_names():
                 start: Item | None = None
                 while True:
@@ -423,7 +412,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         """Those that are there, strongly consistent, in no order."""
         batches = [keys[first : first + BATCH] for first in range(0, len(keys), BATCH)]
         tasks: list[Task] = []
-        for items in await _together(self._batch(batch) for batch in batches):
+        for items in await together(self._batch(batch) for batch in batches):
             tasks += map(self._decoded, items)
             await asyncio.sleep(0)
         return tasks
@@ -470,7 +459,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
             "write_id": {"S": task.write_id},
             "record": {"S": raw.decode()},
         }
-        place = _place(task)
+        place = place_of(task)
         if place is not None:
             item["shard"] = {"S": f"{self._namespace}/{crc32(key.encode()) % self._shards}"}
             item["place"] = {"S": place}
@@ -493,7 +482,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
             raise StoreCorruptedError(f"the item {key!r} of {self._table} holds another task, {task.id!r}", key)
         return task
 
-    def _conflict(self, task: Task, exc: "_ConditionError") -> ConflictError:
+    def _conflict(self, task: Task, exc: "ConditionError") -> ConflictError:
         # Not every service tells what is stored; then nothing is known.
         current = None if exc.item is None else self._decoded(exc.item)
         return ConflictError(f"another version of {task.id!r} is stored", current)
@@ -552,7 +541,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
             }
             try:
                 await self._patiently(self._table.put, marker, None)
-            except _ConditionError:
+            except ConditionError:
                 pass  # somebody else was faster, or it was us
         try:
             stored_format, shards = int(item["format"]["N"]), int(item["shards"]["N"])
@@ -564,379 +553,3 @@ class DynamoDBTracker(BaseTracker[D, R]):
                 "the release that wrote it, or a newer one; nothing was changed"
             )
         self._shards = shards
-
-
-# -- places of the index
-
-
-def _place(task: Task) -> str | None:
-    """Where the index has it; `None`: it does not."""
-    match task.status:
-        case Status.SUCCEEDED:
-            return None
-        case Status.EXHAUSTED | Status.IGNORED:
-            return f"{task.status}/{_stamp(task.update_time)}"
-    due = task.not_before if task.lease is None else task.lease.expires_at
-    if due is None:
-        return f"ready/{SPREAD - task.priority:010d}/{_stamp(task.create_time)}"
-    return f"timed/{_stamp(due)}"
-
-
-def _stamp(moment: datetime) -> str:
-    """A time as text whose order is that of times."""
-    return f"{moment.astimezone(UTC).isoformat(timespec='microseconds')[:26]}Z"
-
-
-def _time(place: str) -> datetime:
-    return datetime.fromisoformat(place.rpartition("/")[2])
-
-
-def _later(moment: datetime, seconds: float) -> datetime:
-    return datetime.fromtimestamp(moment.timestamp() + seconds, UTC)
-
-
-class _Entry(NamedTuple):
-    """One entry of the index."""
-
-    place: str
-    key: str
-
-
-class _Candidates:
-    """Records, as far as they may be claimed, and when more may be."""
-
-    def __init__(self, now: datetime) -> None:
-        self.tasks: list[Task] = []
-        self._now = now
-        self._next_due: datetime | None = None
-
-    def see(self, task: Task) -> None:
-        if task.status.is_final:
-            return
-        due = task.lease.expires_at if task.lease is not None else task.not_before
-        if due is None or due <= self._now:
-            self.tasks.append(task)
-        else:
-            self.later(due)
-
-    def later(self, due: datetime) -> None:
-        if self._next_due is None or due < self._next_due:
-            self._next_due = due
-
-    def claimable(self, limit: int, is_cut: bool) -> Claimable:
-        # Among equals at random, see above.
-        self.tasks.sort(key=lambda task: (-task.priority, random.random()))
-        is_cut |= len(self.tasks) > limit
-        return Claimable(self.tasks[:limit], self._now if is_cut else self._next_due)
-
-
-async def _together(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All at once; the first that fails ends the others."""
-    tasks = [asyncio.ensure_future(request) for request in requests]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-# -- requests
-
-
-class _ConditionError(Exception):
-    """The condition of a write did not hold; nothing was changed."""
-
-    def __init__(self, item: Item | None) -> None:
-        super().__init__("the condition did not hold")
-        self.item = item  # what is stored, where the service tells
-
-
-class _ItemTooLargeError(Exception):
-    """The service does not take an item of this size."""
-
-
-class _Table:
-    """One table, behind a few requests, each of which is sent once.
-
-    What they raise: `BusyError`, refused for now, nothing was changed; `StoreUnavailableError`, no answer;
-    `StoreError`, it would not help to ask again.
-    """
-
-    def __init__(self, name: str, options: ClientOptions, time: ServiceTime) -> None:
-        self.name = name
-        self.time = time
-        self.requests = 0
-        self._options = options
-        self._client: Any = None
-        self._turns = asyncio.Semaphore(options.connections)
-        self._pace = Pace()
-
-    def __str__(self) -> str:
-        return f"table {self.name!r}{self._where()}"
-
-    def _where(self) -> str:
-        if self._options.endpoint_url is not None:
-            return f" at {self._options.endpoint_url}"
-        return f" in {self._client.meta.region_name}" if self._client is not None else ""
-
-    async def connect(self, stack: AsyncExitStack) -> None:
-        self._turns = asyncio.Semaphore(self._options.connections)
-        self._pace = Pace()
-        client = await connect_client("dynamodb", self._options, stack)
-
-        def forget() -> None:
-            self._client = None
-
-        stack.callback(forget)
-        self._client = client
-
-    # -- one item
-
-    async def get(self, key: str) -> Item | None:
-        answer = await self._send("get_item", Key={"task": {"S": key}}, ConsistentRead=True)
-        item: Item | None = answer.get("Item")
-        return item
-
-    async def put(self, item: Item, version: str | None) -> None:
-        await self._send("put_item", Item=item, **_condition(version))
-
-    async def delete(self, key: str, version: str | None) -> None:
-        await self._send("delete_item", Key={"task": {"S": key}}, **_condition(version))
-
-    # -- many
-
-    async def batch_get(self, keys: list[str]) -> tuple[list[Item], list[str]]:
-        """The items, and the keys that must be asked for again."""
-        wanted = {
-            "Keys": [{"task": {"S": key}} for key in keys],
-            "ConsistentRead": True,
-            "ProjectionExpression": "task, write_id, #record",
-            "ExpressionAttributeNames": {"#record": "record"},
-        }
-        answer = await self._send("batch_get_item", is_of_table=False, RequestItems={self.name: wanted})
-        left = [key for table in answer.get("UnprocessedKeys", {}).values() for key in table["Keys"]]
-        return next(iter(answer["Responses"].values()), []), [key["task"]["S"] for key in left]
-
-    async def query(
-        self, shard: str, condition: str, low: str, start: Item | None, limit: int | None = None
-    ) -> tuple[list[Item], Item | None]:
-        """A page of the entries of a shard, in the order of their places, and where the next one starts."""
-        where: dict[str, Any] = {
-            "IndexName": INDEX,
-            "KeyConditionExpression": f"#shard = :shard AND {condition}",
-            "ExpressionAttributeNames": {"#shard": "shard", "#place": "place", "#status": "status"},
-            "ExpressionAttributeValues": {":shard": {"S": shard}, ":low": {"S": low}},
-            "ProjectionExpression": "task, #place, #status",
-        }
-        if limit is not None:
-            where["Limit"] = limit
-        return await self._page("query", where, start)
-
-    async def entries(self, shard: str, low: str, limit: int) -> list[_Entry]:
-        """The first ones of a shard from this place on."""
-        entries: list[_Entry] = []
-        start: Item | None = None
-        while len(entries) < limit:
-            page, start = await self.query(shard, FROM, low, start, limit - len(entries))
-            entries += [_Entry(item["place"]["S"], item["task"]["S"]) for item in page]
-            if start is None:
-                break
-        return entries
-
-    async def scan(self, where: dict[str, Any], start: Item | None) -> tuple[list[Item], Item | None]:
-        """A page of the table, and where the next one starts."""
-        return await self._page("scan", where | {"ConsistentRead": True}, start)
-
-    async def _page(self, operation: str, where: dict[str, Any], start: Item | None) -> tuple[list[Item], Item | None]:
-        if start is not None:
-            where = where | {"ExclusiveStartKey": start}
-        answer = await self._send(operation, **where)
-        return answer.get("Items", []), answer.get("LastEvaluatedKey") or None
-
-    # -- the table itself
-
-    async def create(self, settings: Mapping[str, Any]) -> bool:
-        """Creates it, unless it is there, and waits until it can be used; whether it is new."""
-        index: dict[str, Any] = {
-            "IndexName": INDEX,
-            "KeySchema": _key_schema("shard", "place"),
-            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["status", "error_type"]},
-        }
-        if "ProvisionedThroughput" in settings:
-            index["ProvisionedThroughput"] = settings["ProvisionedThroughput"]
-        table: dict[str, Any] = {
-            "AttributeDefinitions": [
-                {"AttributeName": name, "AttributeType": "S"} for name in ("task", "shard", "place")
-            ],
-            "KeySchema": _key_schema("task"),
-            "GlobalSecondaryIndexes": [index],
-            "BillingMode": "PAY_PER_REQUEST",
-        }
-        is_new = True
-        try:
-            await self._send("create_table", **(table | dict(settings)))
-        except _TableThereError:
-            is_new = False
-        until = asyncio.get_running_loop().time() + CREATE_TIME
-        while not await self._is_active():
-            if asyncio.get_running_loop().time() > until:
-                raise StoreUnavailableError(f"{self} is still not active after {CREATE_TIME:g} s")
-            await asyncio.sleep(random.uniform(0.05, 0.3))
-        return is_new
-
-    async def _is_active(self) -> bool:
-        try:
-            table = (await self._send("describe_table"))["Table"]
-        except _NoTableError:
-            return False  # it was just created, and not everybody knows yet
-        if table["TableStatus"] in ("DELETING", "ARCHIVED", "INACCESSIBLE_ENCRYPTION_CREDENTIALS"):
-            raise StoreError(f"{self} cannot be used: it is {table['TableStatus']}")
-        if table.get("KeySchema") != _key_schema("task"):
-            raise self._schema_error()
-        index = next((index for index in table.get("GlobalSecondaryIndexes", ()) if index["IndexName"] == INDEX), None)
-        if index is None:
-            raise self._index_error()
-        return table["TableStatus"] in ("ACTIVE", "UPDATING") and index.get("IndexStatus", "ACTIVE") == "ACTIVE"
-
-    async def enable_ttl(self, *, is_needed: bool) -> None:
-        """Lets the service remove what has expired.
-
-        Args:
-            is_needed: That it cannot is an error.
-        """
-        try:
-            await self._send(
-                "update_time_to_live", TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"}
-            )
-        except StoreError as exc:
-            # It may be enabled already, which is refused; or there is no permission, or no such request.
-            if is_needed and (isinstance(exc, StoreUnavailableError) or not await self._has_ttl()):
-                raise
-
-    async def check_ttl(self) -> None:
-        """Raises `StoreError` where nothing would ever be removed, if that can be found out."""
-        try:
-            has_ttl = await self._has_ttl()
-        except StoreUnavailableError:
-            raise
-        except StoreError:
-            return  # no permission to look
-        if not has_ttl:
-            raise StoreError(
-                f"{self} removes nothing, and this tracker has ttl=: enable time to live on its attribute 'expires', "
-                "as create_table() does"
-            )
-
-    async def _has_ttl(self) -> bool:
-        answer = await self._send("describe_time_to_live")
-        told = answer.get("TimeToLiveDescription", {})
-        return told.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") and told.get("AttributeName") == "expires"
-
-    # -- how
-
-    async def _send(self, operation: str, *, is_of_table: bool = True, **arguments: Any) -> Any:
-        """Sends a request when it has its turn, and translates what goes wrong."""
-        client = self._client
-        if client is None:
-            raise StoreError("this DynamoDBTracker is not open; use `async with`, or await open()")
-        if is_of_table:
-            arguments["TableName"] = self.name
-        async with self._turns:
-            await self._pace.wait()
-            asked = self.time.local()
-            self.requests += 1
-            try:
-                async with asyncio.timeout(self._options.request_time):
-                    answer = await getattr(client, operation)(**arguments)
-            except ClientError as exc:
-                raise self._translated(operation, exc, asked) from exc
-            except TimeoutError as exc:
-                raise StoreUnavailableError(
-                    f"{self}: {operation} was not answered within {self._options.request_time:g} s"
-                ) from exc
-            except NO_ANSWER as exc:
-                raise no_answer(f"{self}: {operation}", exc) from exc
-            self.time.saw(answer["ResponseMetadata"].get("HTTPHeaders", {}), asked)
-            self._pace.well()
-            return answer
-
-    def _translated(self, operation: str, exc: Any, asked: float) -> Exception:
-        error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
-        self.time.saw(meta.get("HTTPHeaders", {}), asked)
-        code, message, status = str(error.get("Code", "")), str(error.get("Message", "")), meta.get("HTTPStatusCode", 0)
-        said = f"{self}: {operation}: {code or status}{': ' if message else ''}{message}"
-        match code:
-            case "ConditionalCheckFailedException":
-                return _ConditionError(exc.response.get("Item") or None)
-            case "TransactionConflictException" | "ReplicatedWriteConflictException":
-                return BusyError(f"two writes met: {said}")
-            case "ResourceInUseException":
-                return _TableThereError(said)
-            case "ResourceNotFoundException" | "TableNotFoundException":
-                return self._index_error() if "index" in message.lower() else self._no_table()
-            case "AccessDeniedException":
-                return StoreError(self._denied(operation, message))
-            case "ValidationException" if "item size" in message.lower():
-                return _ItemTooLargeError(said)
-            case "ValidationException" if "index" in message.lower() and operation == "query":
-                return self._index_error()
-            case "ValidationException" if "key" in message.lower() and operation in ("get_item", "put_item"):
-                return self._schema_error()
-        if code in SLOW_DOWN:
-            self._pace.slower()
-            return BusyError(said)
-        if code in CREDENTIALS_REFUSED:
-            clock = "; or this machine's clock is wrong" if "Signature" in code else ""
-            return StoreError(f"the credentials were refused{clock}: {said}")
-        if code in UNANSWERED or status >= 500 or status == 0:
-            return StoreUnavailableError(said)
-        return StoreError(said)
-
-    def _no_table(self) -> "_NoTableError":
-        return _NoTableError(
-            f"there is no {self}: create it with `await DynamoDBTracker({self.name!r}, ...).create_table()`, or "
-            "correct the name, the region or the endpoint"
-        )
-
-    def _index_error(self) -> StoreError:
-        return StoreError(
-            f"{self} has no index {INDEX!r} that can be used; it is made by create_table(), and else needs the "
-            "partition key 'shard' and the sort key 'place', both strings, and the attributes 'status' and 'error_type'"
-        )
-
-    def _schema_error(self) -> StoreError:
-        return StoreError(
-            f"{self} is another kind of table: ours have the partition key 'task', a string, and no sort key. Nothing "
-            "was changed; give the name of another table"
-        )
-
-    def _denied(self, operation: str, message: str) -> str:
-        action = "".join(word.capitalize() for word in operation.split("_"))
-        index = f"/index/{INDEX}" if operation == "query" else ""
-        name = self.name.rpartition("table/")[2] if self.name.startswith("arn:") else self.name
-        return (
-            f"no permission for {operation} on {self}: dynamodb:{action} on arn:aws:dynamodb:*:*:table/{name}{index} "
-            f"is needed. The service said: {message or 'access denied'}"
-        )
-
-
-class _NoTableError(StoreError):
-    """There is no such table."""
-
-
-class _TableThereError(StoreError):
-    """There is such a table, or it is just being changed."""
-
-
-def _condition(version: str | None) -> dict[str, Any]:
-    condition: dict[str, Any] = {
-        "ConditionExpression": NEW if version is None else SAME,
-        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-    }
-    if version is not None:
-        condition["ExpressionAttributeValues"] = {":version": {"S": version}}
-    return condition
-
-
-def _key_schema(*names: str) -> list[dict[str, str]]:
-    return [{"AttributeName": name, "KeyType": kind} for name, kind in zip(names, ("HASH", "RANGE"), strict=False)]

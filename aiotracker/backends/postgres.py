@@ -10,22 +10,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
-from inspect import signature
+from datetime import datetime
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from typing_extensions import TypeVar, Unpack
 
 from .._core.codec import FORMAT
-from .._core.query import Query, Where
-from .._core.task import Status, Task
+from .._core.query import GroupBy, Query
+from .._core.task import Task
 from ..clock import SystemClock
 from ..contract import Claimable
 from ..errors import (
@@ -37,20 +33,34 @@ from ..errors import (
     TrackerError,
 )
 from ..tracker import Options
+from ._postgres import (
+    DRIVER_ERRORS,
+    MAX_PAUSE,
+    NO_WRITES,
+    Connection,
+    Pause,
+    PoisonError,
+    Pool,
+    PostgresError,
+    RevivedError,
+    ServerTime,
+    UnknownError,
+    arguments_of,
+    at_the_end_of_the_loop,
+    check_server,
+    explained,
+    give_up,
+    is_poison,
+    make_pool,
+    place_of,
+    quoted,
+    said_by,
+    state_of,
+    with_nul,
+    without_nul,
+)
 from ._pump import PumpTracker, Write
-from ._sql import check_namespace, conditions, escaped, is_all_sql, ordering, row, statements, unescaped
-
-try:
-    import asyncpg  # type: ignore[import-untyped]  # ships no types
-    from asyncpg.exceptions import (  # type: ignore[import-untyped]  # ships no types
-        InterfaceError,
-        InternalClientError,
-        PostgresError,
-    )
-except ModuleNotFoundError as exc:
-    raise ModuleNotFoundError(
-        f'PostgresTracker needs {exc.name}: pip install "aiotracker[postgres]"', name=exc.name, path=exc.path
-    ) from exc
+from ._sql import COLUMNS, check_namespace, conditions, escaped, is_all_sql, ordering, row, statements, unescaped
 
 __all__ = ["PostgresTracker"]
 
@@ -60,29 +70,8 @@ D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
 T = TypeVar("T")
 
-OLDEST: Final = 130000  # the server's version that has pg_xact_status() for 64-bit ids
 PAGE: Final = 500  # records that a scan reads at once
-MEASURE_EVERY: Final = 10.0  # seconds between two looks at the server's clock
-DRIFT: Final = 0.05  # seconds by which a clock may drift between two of them, the slower answers included
-MAX_PAUSE: Final = 0.5  # seconds between two tries
 CLOSE_TIME: Final = 2.0  # seconds that closing waits for idle connections to say goodbye
-
-_DRIVER_ERRORS: Final = (
-    PostgresError,
-    InterfaceError,
-    InternalClientError,
-    OSError,
-    TimeoutError,
-    asyncio.TimeoutError,
-)
-_NO_WRITES: Final = ("25006", "0A000")  # what a replica says to a write, and to BEGIN READ WRITE
-_NUL: Final = re.compile(r"\\(?:u000([01])|.)", re.DOTALL)
-_ESCAPED_NUL: Final = re.compile(r"\\(?:u0001\\u000([12])|.)", re.DOTALL)
-_ESCAPES: Final = {"0": r"\u0001\u0001", "1": r"\u0001\u0002"}
-_UNESCAPES: Final = {"1": r"\u0000", "2": r"\u0001"}
-
-Connection = Any  # asyncpg.Connection, or what a pool lends in its place
-Pool = Any  # asyncpg.Pool
 
 
 class PostgresTracker(PumpTracker[D, R]):
@@ -130,7 +119,7 @@ class PostgresTracker(PumpTracker[D, R]):
         self._last: AsyncGenerator[None, None] | None = None
         self._sql: dict[str, str] = {}
         self._is_pooled = False  # each transaction may have another session
-        self._time: _ServerTime | None = None  # None: a clock that was passed in is taken for the server's
+        self._time: ServerTime | None = None  # None: a clock that was passed in is taken for the server's
         self._trouble = "it has said nothing yet"
         lock, statement = (max(1, int(self._patience * 1000 * part)) for part in (0.3, 0.5))
         self._limits = (
@@ -147,7 +136,7 @@ class PostgresTracker(PumpTracker[D, R]):
         found = await self._patiently(lambda connection: self._rows(connection, self._sql["format"]))
         self._check_format([record["format"] for record in found])
         if isinstance(self.clock, SystemClock):
-            self._time = _ServerTime(self._seconds)
+            self._time = ServerTime(self._seconds)
             for _ in range(3):
                 await self._patiently(self._measure)
             self.clock_uncertainty = self._time.uncertainty
@@ -170,7 +159,7 @@ class PostgresTracker(PumpTracker[D, R]):
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtext('aiotracker init'))", timeout=self._patience
             )
-            there = await connection.fetchval("SELECT to_regclass($1)::text", f"{_quoted(self._schema)}.store")
+            there = await connection.fetchval("SELECT to_regclass($1)::text", f"{quoted(self._schema)}.store")
             if there is None:
                 await connection.execute(self._sql["schema"], timeout=self._patience)
             else:
@@ -178,13 +167,13 @@ class PostgresTracker(PumpTracker[D, R]):
                 self._check_format([record["format"] for record in found])
             await connection.execute("COMMIT", timeout=self._patience)
         except BaseException:
-            await _give_up(connection)
+            await give_up(connection)
             raise
 
     async def _prepare(self, stack: AsyncExitStack) -> None:
         """Opens the pool, and looks at what kind of server this is."""
         texts = await asyncio.to_thread(statements, "postgres.sql")
-        self._sql = {name: text.replace("{schema}", _quoted(self._schema)) for name, text in texts.items()}
+        self._sql = {name: text.replace("{schema}", quoted(self._schema)) for name, text in texts.items()}
         if self.read_only:
             self._sql["claimable"] = self._sql["claimable"].replace("FOR UPDATE SKIP LOCKED", "")
         self._pid = os.getpid()
@@ -193,10 +182,7 @@ class PostgresTracker(PumpTracker[D, R]):
         if self._given is not None:
             self._pool = self._given
         else:
-            try:
-                arguments = await asyncio.to_thread(_arguments, self._dsn)
-            except (InterfaceError, InternalClientError, ValueError, OSError) as exc:
-                raise InvalidValueError(f"the dsn cannot be used: {exc}") from exc
+            arguments = await asyncio.to_thread(arguments_of, self._dsn)
             arguments["timeout"] = self._patience * 0.6
             await self._make_pool(arguments)
         facts = await self._first_look()
@@ -206,10 +192,8 @@ class PostgresTracker(PumpTracker[D, R]):
         self._check_facts(facts)
 
     async def _make_pool(self, arguments: dict[str, Any]) -> None:
-        self._pool = await asyncpg.create_pool(
-            min_size=0, max_size=self._max_connections, connection_class=_Connection, **arguments
-        )
-        self._last = _at_the_end_of_the_loop(self._pool)
+        self._pool = await make_pool(self._max_connections, arguments)
+        self._last = at_the_end_of_the_loop(self._pool)
         await anext(self._last)
 
     async def _first_look(self) -> dict[str, Any]:
@@ -218,10 +202,10 @@ class PostgresTracker(PumpTracker[D, R]):
             try:
                 async with self._lent() as connection:
                     return await self._facts(connection)
-            except _DRIVER_ERRORS as exc:
+            except DRIVER_ERRORS as exc:
                 error = self._explain(exc)
                 # A server that starts, or has no room now, may have it soon; one that is not there is told at once.
-                if _state(exc) not in ("53300", "57P03") or time.monotonic() + pause > until:
+                if state_of(exc) not in ("53300", "57P03") or time.monotonic() + pause > until:
                     raise error from exc
             await asyncio.sleep(pause)
             pause = min(MAX_PAUSE, pause * 2)
@@ -235,7 +219,7 @@ class PostgresTracker(PumpTracker[D, R]):
             facts = dict(await asked.fetchrow(timeout=limit))
             await connection.execute("COMMIT", timeout=limit)
         except BaseException:
-            await _give_up(connection)
+            await give_up(connection)
             raise
         # A pooler has to make up the process id that it tells when somebody connects.
         facts["is_pooled"] = facts["pid"] != connection.get_server_pid()
@@ -243,24 +227,7 @@ class PostgresTracker(PumpTracker[D, R]):
 
     def _check_facts(self, facts: Mapping[str, Any]) -> None:
         self._is_pooled = facts["is_pooled"]
-        if facts["version"] < OLDEST:
-            raise StoreError(
-                f"{self._where} runs version {facts['version'] // 10000}; PostgresTracker needs "
-                f"PostgreSQL {OLDEST // 10000} or later"
-            )
-        if facts["encoding"] != "UTF8":
-            raise StoreError(
-                f"the database {facts['database']!r} is encoded in {facts['encoding']}, which does not hold any text: "
-                "create one with ENCODING 'UTF8' TEMPLATE template0"
-            )
-        if not self.read_only and (facts["is_replica"] or facts["is_read_only"]):
-            what = "a read-only replica" if facts["is_replica"] else "read-only (default_transaction_read_only = on)"
-            raise StoreError(
-                f"{self._where} is {what}: connect to the primary (target_session_attrs=read-write finds it among "
-                "several hosts), or open the tracker with read_only=True"
-            )
-        if facts["fsync"] == "off" and not self.read_only:
-            logger.warning("%s runs with fsync = off: what is acknowledged may be lost in a crash", self._where)
+        check_server(facts, self._where, read_only=self.read_only)
         self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE; {self._limits}"
         if facts["synchronous_commit"] == "off":
             self._begin += "; SET LOCAL synchronous_commit = on"
@@ -282,7 +249,7 @@ class PostgresTracker(PumpTracker[D, R]):
         try:
             async with asyncio.timeout(CLOSE_TIME):
                 await pool.close()
-        except _DRIVER_ERRORS:
+        except DRIVER_ERRORS:
             pool.terminate()
         finally:
             if self._last is not None:
@@ -313,10 +280,8 @@ class PostgresTracker(PumpTracker[D, R]):
         return {unescaped(task_id): self._task(version, record) for task_id, version, record in rows}
 
     def _task(self, version: str, record: str) -> Task:
-        if "\\u0001" in record:
-            record = _ESCAPED_NUL.sub(lambda found: _UNESCAPES[found[1]] if found[1] else found[0], record)
         try:
-            return Task.decode(record, version=version)
+            return Task.decode(with_nul(record), version=version)
         except ValueError as exc:
             raise StoreCorruptedError(f"a record in {self._where} cannot be read: {exc}", self._schema) from exc
 
@@ -336,7 +301,7 @@ class PostgresTracker(PumpTracker[D, R]):
             return
         try:
             landed |= await self._guarded(kind, writes, until)
-        except _PoisonError as exc:
+        except PoisonError as exc:
             if len(writes) == 1:
                 errors[writes[0].task_id] = StoreError(f"the server takes no such record: {exc.__cause__}")
                 return
@@ -349,7 +314,7 @@ class PostgresTracker(PumpTracker[D, R]):
 
     async def _guarded(self, kind: str, writes: list[Write], until: float) -> set[str]:
         """The ids that were written; the others' rows had another version."""
-        pause = _Pause(until)
+        pause = Pause(until)
         lost: set[str] = set()
         while True:
             some = [write for write in writes if write.task_id not in lost] if lost else writes
@@ -357,15 +322,15 @@ class PostgresTracker(PumpTracker[D, R]):
                 return set()
             try:
                 return await self._transaction(kind, some)
-            except _RevivedError as exc:
+            except RevivedError as exc:
                 lost |= exc.ids
-            except _UnknownError as exc:
+            except UnknownError as exc:
                 if exc.__cause__ is not None:
                     self._explain(exc.__cause__)
                 return await self._resolve(exc, some, until)
-            except _DRIVER_ERRORS as exc:
-                if _is_poison(exc):
-                    raise _PoisonError from exc
+            except DRIVER_ERRORS as exc:
+                if is_poison(exc):
+                    raise PoisonError from exc
                 error = self._explain(exc)
                 if not isinstance(error, StoreUnavailableError) or not await pause.wait():
                     raise error from exc
@@ -386,31 +351,28 @@ class PostgresTracker(PumpTracker[D, R]):
                 await connection.execute(self._begin, timeout=limit)
                 done = await connection.fetchrow(self._sql[kind], self._namespace, *columns, timeout=limit)
                 if done["revived"]:
-                    raise _RevivedError({ids[found] for found in done["revived"]})
+                    raise RevivedError({ids[found] for found in done["revived"]})
                 xid = done["xid"]
                 said = await connection.execute("COMMIT", timeout=limit)
                 if said != "COMMIT":
-                    raise _UnknownError(xid)
+                    raise UnknownError(xid)
             except BaseException as exc:
-                if _state(exc) in _NO_WRITES:
+                if state_of(exc) in NO_WRITES:
                     connection.terminate()  # the primary has become a replica: the next connection may find the new one
                 else:
-                    await _give_up(connection)
-                if xid is not None and isinstance(exc, _DRIVER_ERRORS):
-                    raise _UnknownError(xid) from exc
+                    await give_up(connection)
+                if xid is not None and isinstance(exc, DRIVER_ERRORS):
+                    raise UnknownError(xid) from exc
                 raise
         return {ids[found] for found in done["ids"]}
 
     def _row(self, write: Write, task: Task) -> tuple[Any, ...]:
-        record = write.raw.decode()
-        if "\\u000" in record:
-            record = _NUL.sub(lambda found: _ESCAPES[found[1]] if found[1] else found[0], record)
-        _, *values, _ = row(task, b"", self._namespace, _same)
-        return (*values, record, write.expected)
+        _, *values = row(task, without_nul(write.raw.decode()), self._namespace, _same)
+        return (*values, *[None] * (len(COLUMNS) - 1 - len(values)), write.expected)
 
-    async def _resolve(self, unknown: "_UnknownError", writes: list[Write], until: float) -> set[str]:
+    async def _resolve(self, unknown: "UnknownError", writes: list[Write], until: float) -> set[str]:
         """After a COMMIT without an answer: which writes are stored."""
-        pause = _Pause(until)
+        pause = Pause(until)
         mine = {escaped(write.task_id): write for write in writes}
         why = unknown.__cause__
 
@@ -440,7 +402,7 @@ class PostgresTracker(PumpTracker[D, R]):
         try:
             (status,) = await self._rows(connection, self._sql["status"], xid)
         except PostgresError as exc:
-            if _state(exc) == "22023":  # a crash has thrown away that this number was ever given
+            if state_of(exc) == "22023":  # a crash has thrown away that this number was ever given
                 return False
             raise
         return bool(status[0] == "in progress")
@@ -492,14 +454,21 @@ class PostgresTracker(PumpTracker[D, R]):
 
         return " AND ".join(["namespace = $1", *conditions(query, put)])
 
-    async def count(self, **where: Unpack[Where]) -> Counter[str]:
-        query = self._query(where)
+    async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
         if not is_all_sql(query):
-            return await super().count(**where)
+            return await super().tally(query, by)
         values: list[Any] = [self._namespace]
-        clause = self._where_clause(query, values)
-        rows = await self._fetch(f"SELECT status, count(*) FROM {self._table} WHERE {clause} GROUP BY status", *values)
-        return Counter({Status(status): number for status, number in rows})
+        where = f"FROM {self._table} WHERE {self._where_clause(query, values)}"
+        sql = f"SELECT {by}, count(*) {where} AND {by} IS NOT NULL GROUP BY {by}"
+        if by != "status":
+            # The indexes have only tasks with something to be counted by.
+            sql += f" UNION ALL SELECT NULL, count(*) {where}"
+        found = dict(await self._fetch(sql, *values))
+        total = found.pop(None, 0)
+        counts = Counter({unescaped(name): number for name, number in found.items()})
+        if (rest := total - counts.total()) > 0:
+            counts[""] += rest
+        return counts
 
     async def claimable(self, limit: int) -> Claimable:
         now = self.now()
@@ -513,7 +482,7 @@ class PostgresTracker(PumpTracker[D, R]):
 
     @property
     def _table(self) -> str:
-        return f"{_quoted(self._schema)}.task"
+        return f"{quoted(self._schema)}.task"
 
     async def _fetch(self, sql: str, *values: Any) -> list[Any]:
         return await self._patiently(lambda connection: self._rows(connection, sql, *values))
@@ -529,7 +498,7 @@ class PostgresTracker(PumpTracker[D, R]):
             rows = await connection.fetch(sql, *values, timeout=limit)
             await connection.execute("COMMIT", timeout=limit)
         except BaseException:
-            await _give_up(connection)
+            await give_up(connection)
             raise
         return rows
 
@@ -537,12 +506,12 @@ class PostgresTracker(PumpTracker[D, R]):
 
     async def _patiently(self, use: Callable[[Connection], Awaitable[T]], until: float | None = None) -> T:
         """Does something that may be done twice, again until it works or the time is over."""
-        pause = _Pause(time.monotonic() + 0.9 * self._patience if until is None else until)
+        pause = Pause(time.monotonic() + 0.9 * self._patience if until is None else until)
         while True:
             try:
                 async with self._lent() as connection:
                     return await use(connection)
-            except _DRIVER_ERRORS as exc:
+            except DRIVER_ERRORS as exc:
                 error = self._explain(exc)
                 if not isinstance(error, StoreUnavailableError) or not await pause.wait():
                     raise error from exc
@@ -558,218 +527,23 @@ class PostgresTracker(PumpTracker[D, R]):
         try:
             yield connection
         finally:
-            with contextlib.suppress(*_DRIVER_ERRORS):  # a connection that is lost need not be given back
+            with contextlib.suppress(*DRIVER_ERRORS):  # a connection that is lost need not be given back
                 await pool.release(connection, timeout=self._patience * 0.6)
 
     # -- errors
 
     @property
     def _where(self) -> str:
-        if self._dsn is None:
-            return "the server of the pool"
-        try:
-            parts = urlsplit(self._dsn)
-            return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
-        except ValueError:
-            return "the server"
+        return place_of(self._dsn)
 
     def _blame(self) -> str:
         return f"{self._where} does not answer in time; {self._trouble}"
 
     def _explain(self, exc: BaseException) -> TrackerError:
         """What a driver's error means; `StoreUnavailableError` where trying again may help."""
-        state, where, said = _state(exc), self._where, str(exc) or type(exc).__name__
-        self._trouble = f"last it said: {said}"
-        if state in ("28P01", "28000"):
-            return StoreError(f"{where} refuses this user: {said}. Check user, password and pg_hba.conf")
-        if state == "3D000":
-            return StoreError(f"{where}: {said}. Create it (createdb), or correct the dsn")
-        if state in ("3F000", "42P01"):
-            return StoreError(
-                f"{where} has no tables of aiotracker in the schema {self._schema!r}: run `aiotracker init URL`, or "
-                "await tracker.init(), once"
-            )
-        if state == "42501":
-            return StoreError(
-                f"{where}: {said}. GRANT USAGE ON SCHEMA {_quoted(self._schema)} and SELECT, INSERT, UPDATE, DELETE ON "
-                f"ALL TABLES IN SCHEMA {_quoted(self._schema)} to this user"
-            )
-        if state in _NO_WRITES:
-            return StoreUnavailableError(
-                f"{where} takes no writes, as a replica does not: {said}. Connect to the primary"
-            )
-        if state == "53100":
-            return StoreError(f"the disk of {where} is full: {said}")
-        if state == "53300":
-            return StoreUnavailableError(
-                f"{where} takes no more connections: {said}. Raise max_connections, put PgBouncer before it, or give "
-                "trackers a smaller max_connections or one shared pool"
-            )
-        if isinstance(exc, PostgresError) and state[:2] not in ("08", "40", "53", "55", "57", "58", "25", "XX"):
-            return StoreError(f"{where}: {said} ({state})")
-        return StoreUnavailableError(f"{where} does not answer as it should: {type(exc).__name__}: {said}")
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc]  # ships no types
-    """Leaves nothing behind in its session, which therefore need not be cleaned with each use."""
-
-    def get_reset_query(self) -> str:
-        return ""
-
-
-def _arguments(dsn: str | None) -> dict[str, Any]:
-    """What `asyncpg.connect` makes of a DSN, the environment, `~/.pgpass` and certificates: files that it would read on
-    the event loop with each connection.
-    """
-    parse = getattr(asyncpg.connect_utils, "_parse_connect_dsn_and_args", None)
-    if parse is None:
-        return {"dsn": dsn}
-    addresses, found = parse(**dict.fromkeys(signature(parse).parameters) | {"dsn": dsn})
-    addresses = [
-        address if isinstance(address, tuple) else (os.path.dirname(address), _port(address)) for address in addresses
-    ]
-    return {
-        "host": [host for host, _ in addresses],
-        "port": [port for _, port in addresses],
-        "user": found.user,
-        "password": found.password or "",
-        "database": found.database,
-        "ssl": found.ssl or False,
-        "server_settings": found.server_settings,
-        "target_session_attrs": found.target_session_attrs,
-        "krbsrvname": found.krbsrvname,
-        "gsslib": found.gsslib,
-        "direct_tls": getattr(found, "ssl_negotiation", None) == "direct",
-        "connect": _Connector(may_be_plain=found.sslmode < found.sslmode.require),
-    }
-
-
-def _port(socket: str) -> int:
-    return int(socket.rpartition(".")[2])
-
-
-class _Connector:
-    """Connects as `sslmode=prefer` says: without TLS where the server has none."""
-
-    def __init__(self, may_be_plain: bool) -> None:
-        self._may_be_plain = may_be_plain
-        self._has_no_tls = False
-
-    async def __call__(self, dsn: str | None = None, **arguments: Any) -> Connection:
-        arguments["dsn"] = dsn
-        if not self._has_no_tls:
-            try:
-                return await asyncpg.connect(**arguments)
-            except ConnectionError as exc:
-                if not self._may_be_plain or not arguments.get("ssl") or "rejected SSL" not in str(exc):
-                    raise
-        try:
-            connection = await asyncpg.connect(**arguments | {"ssl": False})
-        except BaseException:
-            self._has_no_tls = False
-            raise
-        self._has_no_tls = True
-        return connection
-
-
-async def _at_the_end_of_the_loop(pool: Pool) -> AsyncGenerator[None, None]:
-    """Ends all connections when `asyncio.run` does, if nobody closed the tracker: later their loop is gone."""
-    try:
-        yield
-    finally:
-        if not pool.is_closing():
-            pool.terminate()
-
-
-class _ServerTime:
-    """The server's clock, by a clock of ours that nobody can set."""
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._best = float("inf")
-        self._seen_at = 0.0
-        self._there = 0.0
-        self._then = datetime.min
-
-    def saw(self, before: float, then: datetime, after: float) -> None:
-        """The server told its time between two moments of ours."""
-        took = after - before
-        if took > self._best + DRIFT:
-            return  # a slow answer says less than an older one
-        self._best = min(self._best, took)
-        self._seen_at, self._there, self._then = after, (before + after) / 2, then
-
-    @property
-    def uncertainty(self) -> float:
-        """Seconds by which two machines may differ that read it like this."""
-        return self._best + 2 * DRIFT
-
-    @property
-    def is_old(self) -> bool:
-        return self._seconds() - self._seen_at > MEASURE_EVERY
-
-    def now(self) -> datetime:
-        return self._then + timedelta(seconds=self._seconds() - self._there)
-
-
-class _Pause:
-    """Waits between tries, longer each time, until a moment."""
-
-    def __init__(self, until: float) -> None:
-        self._until = until
-        self._bound = 0.01
-
-    async def wait(self) -> bool:
-        """`False` where the time is over."""
-        if time.monotonic() >= self._until:
-            return False
-        await asyncio.sleep(random.uniform(0, self._bound))
-        self._bound = min(MAX_PAUSE, self._bound * 2)
-        return time.monotonic() < self._until
-
-
-class _UnknownError(Exception):
-    """Whether a transaction was committed is not known."""
-
-    def __init__(self, xid: str) -> None:
-        super().__init__(xid)
-        self.xid = xid
-
-
-class _RevivedError(Exception):
-    """Rows would have come back that somebody has deleted."""
-
-    def __init__(self, ids: set[str]) -> None:
-        super().__init__(ids)
-        self.ids = ids
-
-
-class _PoisonError(Exception):
-    """The server does not take a value."""
-
-
-async def _give_up(connection: Connection) -> None:
-    """Ends a transaction that went wrong; ends the connection where that cannot be. Raises nothing of the driver's."""
-    try:
-        await connection.execute("ROLLBACK", timeout=1.0)
-    except BaseException as exc:
-        with contextlib.suppress(*_DRIVER_ERRORS):  # a connection that is lost is taken away from us by its pool
-            connection.terminate()
-        if not isinstance(exc, _DRIVER_ERRORS):
-            raise
-
-
-def _state(exc: BaseException) -> str:
-    return getattr(exc, "sqlstate", None) or ""
-
-
-def _is_poison(exc: BaseException) -> bool:
-    return _state(exc)[:2] in ("22", "23", "54") or isinstance(exc, ValueError)
+        self._trouble = f"last it said: {said_by(exc)}"
+        return explained(exc, self._where, self._schema)
 
 
 def _same(value: datetime) -> datetime:
     return value
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -20,7 +20,9 @@ CREATE TABLE {schema}.task (
     lease_expires_at timestamptz,
     worker text COLLATE "C", -- who holds it or, if nobody does, whose attempt failed last
     error_type text COLLATE "C", -- of the latest error
-    last_outcome text,
+    fingerprint text COLLATE "C", -- of the latest error
+    last_outcome text COLLATE "C",
+    step text COLLATE "C", -- at which it stands
     write_id text COLLATE "C" NOT NULL, -- the version
     expected text COLLATE "C", -- the version that a write replaces; NULL in every row, since only new rows take it
     record json NOT NULL, -- alone counts
@@ -28,20 +30,28 @@ CREATE TABLE {schema}.task (
 );
 CREATE INDEX task_status ON {schema}.task (namespace, status, id);
 CREATE INDEX task_ready ON {schema}.task (namespace, priority DESC, create_time, id)
-    WHERE status IN ('pending', 'failed') AND not_before IS NULL;
-CREATE INDEX task_due ON {schema}.task (namespace, coalesce(lease_expires_at, not_before))
-    WHERE status IN ('pending', 'failed', 'in_progress') AND coalesce(lease_expires_at, not_before) IS NOT NULL;
+    WHERE not_before IS NULL AND status IN ('pending', 'failed');
+CREATE INDEX task_not_before ON {schema}.task (namespace, not_before)
+    WHERE not_before IS NOT NULL AND status IN ('pending', 'failed');
+CREATE INDEX task_lease_expires_at ON {schema}.task (namespace, lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 CREATE INDEX task_create_time ON {schema}.task (namespace, create_time);
 CREATE INDEX task_update_time ON {schema}.task (namespace, update_time);
 CREATE INDEX task_finish_time ON {schema}.task (namespace, finish_time) WHERE finish_time IS NOT NULL;
-CREATE INDEX task_worker ON {schema}.task (namespace, worker) WHERE worker IS NOT NULL;
-CREATE INDEX task_error_type ON {schema}.task (namespace, error_type, update_time) WHERE error_type IS NOT NULL;
+CREATE INDEX task_attempts ON {schema}.task (namespace, attempts) WHERE attempts > 1;
+CREATE INDEX task_worker ON {schema}.task (namespace, worker, id) INCLUDE (status) WHERE worker IS NOT NULL;
+CREATE INDEX task_error_type ON {schema}.task (namespace, error_type, id) INCLUDE (status)
+    WHERE error_type IS NOT NULL;
+CREATE INDEX task_fingerprint ON {schema}.task (namespace, fingerprint, id) INCLUDE (status)
+    WHERE fingerprint IS NOT NULL;
+CREATE INDEX task_last_outcome ON {schema}.task (namespace, last_outcome, id) INCLUDE (status)
+    WHERE last_outcome IS NOT NULL;
+CREATE INDEX task_step ON {schema}.task (namespace, step, id) INCLUDE (status) WHERE step IS NOT NULL;
 -- The second source makes the view read-only, and costs nothing.
 CREATE VIEW {schema}.tasks AS
 SELECT
     namespace, id, status, attempts, priority,
     create_time, update_time, start_time, finish_time, not_before, lease_expires_at,
-    worker, error_type, record -> 'errors' -> -1 ->> 'message' AS error_message, last_outcome,
+    worker, error_type, record -> 'errors' -> -1 ->> 'message' AS error_message, fingerprint, last_outcome, step,
     record -> 'data' AS data, record -> 'result' AS result, record
 FROM {schema}.task, (VALUES (1)) AS read_only;
 
@@ -75,13 +85,13 @@ SELECT pg_xact_status($1::text::xid8);
 -- A row that should have been there, but was new (it has been deleted since), is told as revived.
 WITH written AS (
     INSERT INTO {schema}.task AS old (
-        namespace, id, status, attempts, priority, create_time, update_time, start_time, finish_time, not_before,
-        lease_expires_at, worker, error_type, last_outcome, write_id, record, expected
+        namespace, id, status, attempts, priority, create_time, update_time, start_time, finish_time,
+        lease_expires_at, worker, write_id, record, not_before, error_type, fingerprint, last_outcome, step, expected
     )
     SELECT $1::text, * FROM unnest(
         $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[],
-        $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::text[], $14::text[], $15::text[],
-        $16::json[], $17::text[]
+        $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::json[], $14::timestamptz[], $15::text[],
+        $16::text[], $17::text[], $18::text[], $19::text[]
     ) AS new (id) ORDER BY new.id COLLATE "C"
     ON CONFLICT (namespace, id) DO UPDATE SET
         status = excluded.status,
@@ -95,7 +105,9 @@ WITH written AS (
         lease_expires_at = excluded.lease_expires_at,
         worker = excluded.worker,
         error_type = excluded.error_type,
+        fingerprint = excluded.fingerprint,
         last_outcome = excluded.last_outcome,
+        step = excluded.step,
         write_id = excluded.write_id,
         record = excluded.record
     WHERE old.write_id = excluded.expected
@@ -123,27 +135,32 @@ SELECT pg_current_xact_id()::text AS xid, coalesce(array_agg(id), '{}') AS ids, 
 SELECT id, write_id, record FROM (
     SELECT * FROM (
         SELECT id, write_id, record, priority, create_time FROM {schema}.task
-        WHERE namespace = $1 AND status IN ('pending', 'failed') AND not_before IS NULL
+        WHERE namespace = $1 AND not_before IS NULL AND status IN ('pending', 'failed')
         ORDER BY priority DESC, create_time, id LIMIT $3 FOR UPDATE SKIP LOCKED
     ) AS ready
     UNION ALL
     SELECT * FROM (
         SELECT id, write_id, record, priority, create_time FROM {schema}.task
-        WHERE namespace = $1 AND status IN ('pending', 'failed', 'in_progress')
-            AND coalesce(lease_expires_at, not_before) IS NOT NULL
-            AND coalesce(lease_expires_at, not_before) <= $2
-        ORDER BY coalesce(lease_expires_at, not_before) LIMIT $3 FOR UPDATE SKIP LOCKED
+        WHERE namespace = $1 AND not_before <= $2 AND status IN ('pending', 'failed')
+        ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED
     ) AS due
+    UNION ALL
+    SELECT * FROM (
+        SELECT id, write_id, record, priority, create_time FROM {schema}.task
+        WHERE namespace = $1 AND lease_expires_at <= $2
+        ORDER BY lease_expires_at LIMIT $3 FOR UPDATE SKIP LOCKED
+    ) AS expired
 ) AS found
 ORDER BY priority DESC, create_time, id LIMIT $3;
 
 -- next_due: when the next task becomes claimable that is not yet, and whether any task is not final
 SELECT
-    (
-        SELECT min(coalesce(lease_expires_at, not_before)) FROM {schema}.task
-        WHERE namespace = $1 AND status IN ('pending', 'failed', 'in_progress')
-            AND coalesce(lease_expires_at, not_before) IS NOT NULL
-            AND coalesce(lease_expires_at, not_before) > $2
+    least(
+        (
+            SELECT min(not_before) FROM {schema}.task
+            WHERE namespace = $1 AND not_before > $2 AND status IN ('pending', 'failed')
+        ),
+        (SELECT min(lease_expires_at) FROM {schema}.task WHERE namespace = $1 AND lease_expires_at > $2)
     ) AS due,
     EXISTS (
         SELECT FROM {schema}.task WHERE namespace = $1 AND status IN ('pending', 'failed', 'in_progress')

@@ -16,33 +16,42 @@ CREATE TABLE task (
     finish_time TEXT,
     not_before TEXT,
     lease_expires_at TEXT,
-    worker TEXT,
-    error_type TEXT,
+    worker TEXT, -- who holds it or, if nobody does, whose attempt failed last
+    error_type TEXT, -- of the latest error
+    fingerprint TEXT, -- of the latest error
     last_outcome TEXT,
-    write_id TEXT NOT NULL,
-    record BLOB NOT NULL, -- JSON, which alone counts
-    UNIQUE (namespace, id)
+    step TEXT, -- at which it stands
+    write_id TEXT NOT NULL, -- the version
+    record TEXT NOT NULL, -- JSON, which alone counts
+    UNIQUE (id, namespace)
 );
+-- Each index costs all writes of what it holds: so most hold only rows that have something to be found by. The namespace
+-- comes last, so that people need not name it.
 CREATE INDEX task_status ON task (status, namespace);
 CREATE INDEX task_ready ON task (namespace, priority DESC)
-    WHERE status IN ('pending', 'failed') AND not_before IS NULL;
-CREATE INDEX task_due ON task (namespace, coalesce(lease_expires_at, not_before))
-    WHERE status IN ('pending', 'failed', 'in_progress') AND coalesce(lease_expires_at, not_before) IS NOT NULL;
-CREATE INDEX task_create_time ON task (create_time);
-CREATE INDEX task_update_time ON task (update_time);
-CREATE INDEX task_finish_time ON task (finish_time) WHERE finish_time IS NOT NULL;
-CREATE INDEX task_worker ON task (worker) WHERE worker IS NOT NULL;
-CREATE INDEX task_error_type ON task (error_type) WHERE error_type IS NOT NULL;
+    WHERE not_before IS NULL AND status IN ('pending', 'failed');
+CREATE INDEX task_not_before ON task (namespace, not_before)
+    WHERE not_before IS NOT NULL AND status IN ('pending', 'failed');
+CREATE INDEX task_lease_expires_at ON task (lease_expires_at, namespace) WHERE lease_expires_at IS NOT NULL;
+CREATE INDEX task_create_time ON task (create_time, namespace);
+CREATE INDEX task_update_time ON task (update_time, namespace);
+CREATE INDEX task_finish_time ON task (finish_time, namespace) WHERE finish_time IS NOT NULL;
+CREATE INDEX task_attempts ON task (attempts, namespace) WHERE attempts > 1;
+CREATE INDEX task_worker ON task (worker, namespace, status) WHERE worker IS NOT NULL;
+CREATE INDEX task_error_type ON task (error_type, namespace, status) WHERE error_type IS NOT NULL;
+CREATE INDEX task_fingerprint ON task (fingerprint, namespace, status) WHERE fingerprint IS NOT NULL;
+CREATE INDEX task_last_outcome ON task (last_outcome, namespace, status) WHERE last_outcome IS NOT NULL;
+CREATE INDEX task_step ON task (step, namespace, status) WHERE step IS NOT NULL;
 CREATE VIEW tasks AS
 SELECT
     namespace, id, status, attempts, priority,
     create_time, update_time, start_time, finish_time, not_before, lease_expires_at,
     worker, error_type,
-    json_extract(CAST(record AS TEXT), '$.errors[#-1].message') AS error_message,
-    last_outcome,
-    json_extract(CAST(record AS TEXT), '$.data') AS data,
-    json_extract(CAST(record AS TEXT), '$.result') AS result,
-    CAST(record AS TEXT) AS record
+    json_extract(record, '$.errors[#-1].message') AS error_message,
+    fingerprint, last_outcome, step,
+    json_extract(record, '$.data') AS data,
+    json_extract(record, '$.result') AS result,
+    record
 FROM task;
 
 -- versions: which of these ids are stored, and in which version
@@ -66,23 +75,29 @@ SELECT json_group_array(seq) FROM (
     SELECT seq FROM (
         SELECT * FROM (
             SELECT seq, priority FROM task
-            WHERE namespace = :namespace AND status IN ('pending', 'failed') AND not_before IS NULL
+            WHERE namespace = :namespace AND not_before IS NULL AND status IN ('pending', 'failed')
             ORDER BY priority DESC, seq LIMIT :limit
         )
         UNION ALL
         SELECT * FROM (
             SELECT seq, priority FROM task
-            WHERE namespace = :namespace AND status IN ('pending', 'failed', 'in_progress')
-                AND coalesce(lease_expires_at, not_before) IS NOT NULL
-                AND coalesce(lease_expires_at, not_before) <= :now
-            ORDER BY coalesce(lease_expires_at, not_before) LIMIT 10 * :limit
+            WHERE namespace = :namespace AND not_before <= :now AND status IN ('pending', 'failed')
+            ORDER BY not_before LIMIT 10 * :limit
+        )
+        UNION ALL
+        SELECT * FROM (
+            SELECT seq, priority FROM task
+            WHERE namespace = :namespace AND lease_expires_at <= :now
+            ORDER BY lease_expires_at LIMIT 10 * :limit
         )
     )
     ORDER BY priority DESC, seq LIMIT :limit
 );
 
 -- next_due: when the next task becomes claimable that is not yet
-SELECT min(coalesce(lease_expires_at, not_before)) FROM task
-WHERE namespace = :namespace AND status IN ('pending', 'failed', 'in_progress')
-    AND coalesce(lease_expires_at, not_before) IS NOT NULL
-    AND coalesce(lease_expires_at, not_before) > :now;
+SELECT min(due) FROM (
+    SELECT min(not_before) AS due FROM task
+    WHERE namespace = :namespace AND not_before > :now AND status IN ('pending', 'failed')
+    UNION ALL
+    SELECT min(lease_expires_at) FROM task WHERE namespace = :namespace AND lease_expires_at > :now
+);

@@ -25,7 +25,8 @@ from aiotracker import (
     TaskLockedError,
     TaskSucceededError,
 )
-from aiotracker.backends.dynamodb import DynamoDBTracker, _place
+from aiotracker.backends._dynamodb import place_of
+from aiotracker.backends.dynamodb import DynamoDBTracker
 from aiotracker.testing.conformance._base import until
 from tests.conftest import require
 from tests.services.dynalite import dynalite_path, dynalite_server
@@ -271,7 +272,9 @@ def test_places_have_the_order_of_priority_and_age() -> None:
     def place(priority: int, seconds: float, **fields: Any) -> str | None:
         moment = now + timedelta(seconds=seconds)
         status = fields.pop("status", Status.PENDING)
-        return _place(Task(id="x", status=status, create_time=moment, update_time=moment, priority=priority, **fields))
+        return place_of(
+            Task(id="x", status=status, create_time=moment, update_time=moment, priority=priority, **fields)
+        )
 
     assert place(2**31, 9) < place(5, 1) < place(5, 1.000001) < place(0, 0) < place(-(2**31), 0)  # type: ignore[operator]  # none is None
     assert place(9, 0, not_before=now) == "timed/2026-01-01T00:00:00.000000Z"

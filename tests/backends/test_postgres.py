@@ -8,7 +8,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from aiotracker import (
     OutcomeUnknownError,
     RunningTask,
     Status,
+    StoreCorruptedError,
     StoreError,
     StoreUnavailableError,
     SystemClock,
@@ -29,10 +30,11 @@ from aiotracker import (
     TrackerError,
     UnsupportedError,
 )
-from tests.conftest import require
+from aiotracker.testing._torture import Rates, torture
+from tests.conftest import require, require_module
 from tests.services.postgres import Server, has_pgbouncer, has_postgres, pgbouncer, postgres_server
 
-asyncpg = pytest.importorskip("asyncpg")
+asyncpg = require_module("asyncpg")
 
 from aiotracker.backends.postgres import PostgresTracker  # noqa: E402 - it cannot be imported without its driver
 
@@ -46,7 +48,7 @@ CREATE ROLE reader LOGIN SUPERUSER;
 ALTER ROLE reader SET default_transaction_read_only = on;
 """
 
-DOCS = Path(__file__).parents[2] / "docs" / "postgres.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "postgres.md"
 
 Make = Callable[..., PostgresTracker[Any, Any]]
 
@@ -689,6 +691,99 @@ async def test_a_forked_child_does_not_use_its_parents_connections(make: Make) -
         assert await tracker.count() == {Status.PENDING: 1}
 
 
+# -- queries
+
+WHEN = datetime(2026, 11, 20, tzinfo=UTC)
+MANY = """
+INSERT INTO aiotracker.task (
+    namespace, id, status, attempts, priority, create_time, update_time, start_time, finish_time, not_before,
+    lease_expires_at, worker, error_type, fingerprint, last_outcome, step, write_id, record
+)
+SELECT
+    'many', 'job-' || n, (ARRAY['failed', 'pending', 'succeeded'])[least(n % 50, 2) + 1], 1 + (n % 1000 = 0)::int, 0,
+    t, t, t, t, CASE WHEN n % 100 = 1 THEN t END, CASE WHEN n % 1000 = 7 THEN t END,
+    CASE WHEN n % 50 = 0 THEN 'host-' || n % 7 END, CASE WHEN n % 50 = 0 THEN 'Error' || n % 7 END,
+    CASE WHEN n % 50 = 0 THEN '00000000cab' || n % 7 END, CASE WHEN n % 50 = 0 THEN 'error' END,
+    CASE WHEN n % 50 = 0 THEN 'parse' END, n, json_build_object('id', 'job-' || n, 'data', repeat('x', 600))
+FROM (SELECT n, timestamptz '2026-11-20' + n * interval '1 second' AS t FROM generate_series(1, 20000) AS n) AS made
+"""
+
+
+@pytest.fixture(scope="module")
+def many(server: Server) -> str:
+    """A namespace with enough tasks for an index to be worth its while."""
+    asyncio.run(execute(server.dsn, MANY))
+    asyncio.run(execute(server.dsn, "VACUUM ANALYZE aiotracker.task"))
+    return "many"
+
+
+async def plan_of(tracker: PostgresTracker[Any, Any], asks: Callable[[], Awaitable[Any]], dsn: str) -> str:
+    """How the server answers what is asked meanwhile."""
+    asked: list[tuple[Any, ...]] = []
+    rows = tracker._rows
+
+    async def watch(connection: Any, sql: str, *values: Any) -> list[Any]:
+        asked.append((sql, *values))
+        return await rows(connection, sql, *values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "_rows", watch)
+        with contextlib.suppress(StoreCorruptedError):  # these records are not whole
+            await asks()
+    lines = [line for sql, *values in asked for line in await execute(dsn, f"EXPLAIN {sql}", *values)]
+    return "\n".join(line[0] for line in lines)
+
+
+async def listed(found: AsyncIterator[Any]) -> list[Any]:
+    return [one async for one in found]
+
+
+@pytest.mark.parametrize(
+    ("index", "where"),
+    [
+        ("task_pkey", {"prefix": "job-77"}),
+        ("task_status", {"status": "failed"}),
+        ("task_status", {"status": {"failed", "exhausted"}}),
+        ("task_attempts", {"min_attempts": 2}),
+        ("task_attempts", {"min_attempts": 5}),
+        ("task_create_time", {"created_before": WHEN + timedelta(minutes=1)}),
+        ("task_update_time", {"updated_before": WHEN + timedelta(minutes=1)}),
+        ("task_finish_time", {"finished_before": WHEN + timedelta(minutes=1)}),
+        ("task_worker", {"worker": "host-3"}),
+        ("task_error_type", {"error_type": "Error3"}),
+        ("task_fingerprint", {"fingerprint": "00000000cab3"}),
+        ("task_last_outcome", {"last_outcome": "error"}),
+        ("task_step", {"step": "parse"}),
+        ("task_update_time", {"order_by": "-update_time"}),
+    ],
+)
+async def test_each_filter_has_an_index(server: Server, make: Make, many: str, index: str, where: Any) -> None:
+    async with make(namespace=many) as tracker:
+        plan = await plan_of(tracker, lambda: listed(tracker.find(**where, limit=100)), server.dsn)
+    assert re.search(rf"\b{index}\b", plan), plan
+    assert "Seq Scan" not in plan
+
+
+async def test_claimable_is_answered_from_indexes(server: Server, make: Make, many: str) -> None:
+    async with make(namespace=many) as tracker:
+        plan = await plan_of(tracker, lambda: tracker.claimable(10), server.dsn)
+        plan += "\n".join(
+            line[0] for line in await execute(server.dsn, f"EXPLAIN {tracker._sql['next_due']}", many, WHEN)
+        )
+    for index in ("task_ready", "task_not_before", "task_lease_expires_at"):
+        assert re.search(rf"\b{index}\b", plan), plan
+    assert "Seq Scan" not in plan
+
+
+@pytest.mark.parametrize("by", ["status", "error_type", "fingerprint", "worker", "last_outcome", "step"])
+async def test_what_is_counted_is_counted_in_an_index_alone(server: Server, make: Make, many: str, by: Any) -> None:
+    async with make(namespace=many) as tracker:
+        plan = await plan_of(tracker, lambda: tracker.count(by=by), server.dsn)
+        assert (await tracker.count(by=by)).total() == 20_000
+    assert re.search(rf"Index Only Scan using task_{by}\b", plan), plan
+    assert "Seq Scan" not in plan
+
+
 # -- PgBouncer
 
 
@@ -724,6 +819,32 @@ async def test_pgbouncer_in_transaction_mode_is_noticed_and_everything_works(poo
         assert await trackers[2].reset(prefix="job-1") == 111
         assert await trackers[3].purge(status=list(Status), force=True) == 300
     assert len(set(ran)) == 300
+
+
+@pytest.mark.chaos
+def test_every_promise_is_kept_through_pgbouncer_while_everything_bad_happens(tmp_path: Path) -> None:
+    require(has_postgres() and has_pgbouncer(), "no PostgreSQL, or no PgBouncer")
+    with postgres_server() as server, pgbouncer(server, pool_size=3) as dsn:
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+
+        asyncio.run(PostgresTracker(server.dsn).init())
+        report = asyncio.run(
+            torture(
+                f"{dsn}?namespace=torture",
+                workers=4,
+                tasks=100,
+                seconds=15,
+                folder=tmp_path,
+                rates=Rates(blocks=1, shifts=2, cuts=1, restarts=0.3),
+                restart=restart,
+                lease=1.0,
+            )
+        )
+    assert report.ok, str(report)
+    assert report.kills > 0
 
 
 async def test_a_direct_connection_is_not_taken_for_a_pooler(make: Make) -> None:

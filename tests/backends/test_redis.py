@@ -26,6 +26,7 @@ from aiotracker import (
     TaskLockedError,
     TaskSucceededError,
 )
+from aiotracker.backends import _redis as driver
 from aiotracker.backends import redis as backend
 from aiotracker.backends._pump import Operation, Write
 from aiotracker.backends.redis import RedisTracker
@@ -139,7 +140,7 @@ def counted(tracker: RedisTracker) -> list[int]:
     assert server is not None
     send, lengths = server._send, []
 
-    async def counting(commands: list[backend.Command]) -> list[Any]:
+    async def counting(commands: list[driver.Command]) -> list[Any]:
         lengths.append(len(commands))
         return await send(commands)
 
@@ -278,7 +279,7 @@ async def test_now_is_the_servers_time_whatever_our_clock_shows(server: RedisSer
 
 
 def test_a_better_look_at_the_servers_clock_counts_and_a_worse_one_only_when_the_old_is_stale() -> None:
-    time = backend.ServerTime(SystemClock())
+    time = driver.ServerTime(SystemClock())
     now = time.ticks()
     time.take(now, now + 0.002, 1000.0)
     offset = time._offset
@@ -410,7 +411,7 @@ async def test_the_newer_protocol_does_as_well(server: RedisServer, caplog: pyte
 
 
 async def test_a_machine_without_hiredis_does_without(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "pack", None)
+    monkeypatch.setattr(driver, "pack", None)
     async with RedisTracker(server.url) as tracker:
         await succeed(tracker, "é", "😀")
         assert {task.id async for task in tracker.find()} == {"é", "😀"}

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,13 +30,15 @@ from aiotracker import (
     TaskUnavailableError,
     UnsupportedError,
 )
-from aiotracker.backends import sqlite
+from aiotracker._core.query import GroupBy
+from aiotracker.backends import _sqlite, _sqlite_file, sqlite
 from aiotracker.backends._sql import escaped, unescaped
 from aiotracker.contract import Contract
 from aiotracker.testing.conformance import HOSTILE_IDS
 from aiotracker.testing.conformance._base import until
 from tests.conftest import require
 
+WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 FAILED_TODAY = """
     SELECT error_type, count(*) FROM tasks
     WHERE status IN ('failed', 'exhausted') AND finish_time >= date('now')
@@ -56,13 +59,13 @@ def ask(store: Path, sql: str) -> list[Any]:
 def statements_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the committing thread runs from now on."""
     seen: list[str] = []
-    do = sqlite.Writer._do
+    do = _sqlite.Writer._do
 
-    def watch(self: sqlite.Writer, sql: str, parameters: Any = ()) -> Any:
+    def watch(self: _sqlite.Writer, sql: str, parameters: Any = ()) -> Any:
         seen.append(sql.split(" ")[0])
         return do(self, sql, parameters)
 
-    monkeypatch.setattr(sqlite.Writer, "_do", watch)
+    monkeypatch.setattr(_sqlite.Writer, "_do", watch)
     return seen
 
 
@@ -155,8 +158,8 @@ async def test_records_of_a_megabyte_are_committed_a_few_at_a_time(
 async def test_what_must_be_read_for_a_commit_is_read_a_few_records_at_a_time(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_COMMIT_BYTES", 1000)
-    monkeypatch.setattr(sqlite, "RECORDS", 4)
+    monkeypatch.setattr(_sqlite, "MAX_COMMIT_BYTES", 1000)
+    monkeypatch.setattr(_sqlite, "RECORDS", 4)
     async with SqliteTracker(store) as tracker:
         await tracker.add_many((f"task-{n}", n) for n in range(60))
         seen = statements_of(monkeypatch)
@@ -185,7 +188,7 @@ async def test_a_task_that_is_purged_and_added_in_one_commit_is_a_new_one_in_all
         assert row[1] == 2
         task = await tracker.load("job")
         assert task is not None
-        assert row[0] == sqlite._time_text(task.create_time)
+        assert row[0] == _sqlite._time_text(task.create_time)
 
 
 async def test_a_commit_that_changes_nothing_ends_its_transaction(store: Path) -> None:
@@ -419,7 +422,7 @@ async def test_a_full_disk_is_said_and_loses_nothing_acknowledged(small_disk: Pa
                 async with tracker.run(f"task-{n}", data="x" * 5000) as task:
                     task.result = n
                 done.append(f"task-{n}")
-        assert len(done) > 10
+        assert len(done) > 3
         assert {task.id async for task in tracker.find(status="succeeded")} == set(done)
         subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
         await run(tracker, "after")
@@ -516,7 +519,7 @@ async def test_a_path_with_the_letters_of_a_url_is_a_path(tmp_path: Path) -> Non
 async def test_a_write_ahead_log_that_is_removed_under_us_is_said(store: Path) -> None:
     async with SqliteTracker(store) as tracker:
         await run(tracker, "job")
-        sqlite.wal_of(store).unlink()
+        _sqlite_file.wal_of(store).unlink()
         with pytest.raises(StoreError, match="removed or replaced"):
             await run(tracker, "other")
 
@@ -547,16 +550,16 @@ async def test_a_failed_commit_is_never_acknowledged_and_stops_the_tracker(
 ) -> None:
     async with SqliteTracker(store) as tracker:
         await run(tracker, "job")
-        do = sqlite.Writer._do
+        do = _sqlite.Writer._do
 
-        def breaks(self: sqlite.Writer, sql: str, parameters: Any = ()) -> Any:
+        def breaks(self: _sqlite.Writer, sql: str, parameters: Any = ()) -> Any:
             if sql == "COMMIT":
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
                 raise error
             return do(self, sql, parameters)
 
-        monkeypatch.setattr(sqlite.Writer, "_do", breaks)
+        monkeypatch.setattr(_sqlite.Writer, "_do", breaks)
         with pytest.raises(StoreUnavailableError, match="unknown"):
             await tracker.add("lost")
         monkeypatch.undo()
@@ -644,36 +647,116 @@ async def test_the_view_cannot_be_written_to(store: Path) -> None:
             ask(store, "UPDATE tasks SET status = 'succeeded'")
 
 
-# Each of these is answered from an index, in the order in which it is asked for.
+# Each of these is answered from an index.
 @pytest.mark.parametrize(
-    ("column", "condition"),
+    ("index", "condition"),
     [
-        ("status", "status = 'failed'"),
-        ("error_type", "error_type = 'ValueError'"),
-        ("worker", "worker = 'me'"),
-        ("create_time", "create_time >= '2026-01-01'"),
-        ("update_time", "update_time >= '2026-01-01'"),
-        ("finish_time", "finish_time >= '2026-01-01'"),
-        ("id", "namespace = 'default' AND id = 'job'"),
+        ("sqlite_autoindex_task_1", "id = 'job'"),
+        ("task_status", "status = 'failed'"),
+        ("task_attempts", "attempts > 1"),
+        ("task_attempts", "attempts > 1 AND attempts >= 5"),
+        (
+            "task_ready",
+            "namespace = 'default' AND priority > 5 AND not_before IS NULL AND status IN ('pending', 'failed')",
+        ),
+        ("task_create_time", "create_time >= '2026-01-01'"),
+        ("task_update_time", "update_time >= '2026-01-01'"),
+        ("task_finish_time", "finish_time >= '2026-01-01'"),
+        ("task_lease_expires_at", "lease_expires_at < datetime('now')"),
+        ("task_worker", "worker = 'me'"),
+        ("task_error_type", "error_type = 'ValueError'"),
+        ("task_error_type", "error_type = 'ValueError' AND namespace = 'default' AND status = 'failed'"),
+        ("task_fingerprint", "fingerprint = '0123456789ab'"),
+        ("task_last_outcome", "last_outcome = 'timeout'"),
+        ("task_step", "step = 'parse'"),
     ],
 )
-async def test_what_people_ask_for_has_an_index(store: Path, column: str, condition: str) -> None:
+async def test_what_people_ask_for_has_an_index(store: Path, index: str, condition: str) -> None:
     async with SqliteTracker(store):
-        plan = ask(store, f"EXPLAIN QUERY PLAN SELECT count(*) FROM tasks WHERE {condition}")
-        assert any("SEARCH task USING" in line[3] and column in line[3] for line in plan), plan
+        plan = ask(store, f"EXPLAIN QUERY PLAN SELECT * FROM tasks WHERE {condition}")
+        assert [line[3] for line in plan if line[3].startswith(f"SEARCH task USING INDEX {index} ")], plan
+
+
+@pytest.mark.parametrize(
+    ("index", "where"),
+    [
+        ("task_status", {"status": "failed"}),
+        ("task_status", {"status": {"failed", "exhausted"}}),
+        ("task_attempts", {"min_attempts": 2}),
+        ("task_attempts", {"min_attempts": 5}),
+        ("task_create_time", {"created_after": WHEN}),
+        ("task_create_time", {"created_before": WHEN}),
+        ("task_update_time", {"updated_after": WHEN}),
+        ("task_finish_time", {"finished_after": WHEN}),
+        ("task_finish_time", {"finished_before": WHEN}),
+        ("task_worker", {"worker": "me"}),
+        ("task_error_type", {"error_type": "ValueError"}),
+        ("task_error_type", {"error_type": "ValueError", "status": "failed"}),
+        ("task_fingerprint", {"fingerprint": "0123456789ab"}),
+        ("task_last_outcome", {"last_outcome": "timeout"}),
+        ("task_step", {"step": "parse", "step_status": "failed"}),
+        ("sqlite_autoindex_task_1", {"prefix": "2026-"}),
+    ],
+)
+async def test_each_filter_has_an_index(
+    store: Path, index: str, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteTracker(store) as tracker:
+        plan = await plans(monkeypatch, store, lambda: listed(tracker.find(**where, limit=10)))
+        assert [line for line in plan if re.match(rf"SEARCH task USING (COVERING )?INDEX {index} ", line)], plan
+
+
+@pytest.mark.parametrize("by", ["status", "error_type", "fingerprint", "worker", "last_outcome", "step"])
+async def test_what_is_counted_is_counted_in_an_index_alone(
+    store: Path, by: GroupBy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteTracker(store) as tracker:
+        plan = await plans(monkeypatch, store, lambda: tracker.count(by=by))
+        plan += await plans(monkeypatch, store, lambda: tracker.count(by=by, status={"failed", "exhausted"}))
+        looked_at = [line for line in plan if " task " in line]
+        assert f"USING COVERING INDEX task_{by} " in looked_at[0]
+        assert all("USING COVERING INDEX" in line for line in looked_at), plan
+
+
+async def plans(monkeypatch: pytest.MonkeyPatch, store: Path, asks: Callable[[], Awaitable[Any]]) -> list[str]:
+    """How SQLite answers what is asked meanwhile."""
+    asked: list[tuple[str, Any]] = []
+    do = _sqlite.Reader._do
+
+    def watch(self: _sqlite.Reader, sql: str, parameters: Any = ()) -> Any:
+        if "FROM task" in sql:
+            asked.append((sql, parameters))
+        return do(self, sql, parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_sqlite.Reader, "_do", watch)
+        await asks()
+
+    def explain() -> list[str]:
+        with closing(sqlite3.connect(store)) as connection:
+            return [
+                line[3] for sql, values in asked for line in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+            ]
+
+    return await asyncio.to_thread(explain)
+
+
+async def listed(found: AsyncIterator[Any]) -> list[Any]:
+    return [one async for one in found]
 
 
 async def test_claimable_is_answered_from_indexes(store: Path) -> None:
     async with SqliteTracker(store):
         for name in ("claimable", "next_due"):
-            sql = sqlite._statements()[name]
+            sql = _sqlite_file._statements()[name]
             with closing(sqlite3.connect(store)) as connection:
                 plan = connection.execute(
                     f"EXPLAIN QUERY PLAN {sql}", {"namespace": "default", "limit": 10, "now": "2026-01-01"}
                 ).fetchall()
             looked_at = [line[3] for line in plan if " task" in line[3]]
             assert looked_at
-            assert all("task_ready" in line or "task_due" in line for line in looked_at), plan
+            expected = ("task_ready", "task_not_before", "task_lease_expires_at")
+            assert all("SEARCH" in line and any(index in line for index in expected) for line in looked_at), plan
 
 
 async def test_due_tasks_and_expired_leases_are_claimable_and_more_are_announced(
@@ -744,7 +827,7 @@ async def test_filters_orders_and_counts_are_those_of_any_other_tracker(store: P
 
 
 async def test_a_scan_reads_what_it_finds_in_parts_and_sees_all(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "KEYS", 100)
+    monkeypatch.setattr(_sqlite, "KEYS", 100)
     monkeypatch.setattr(sqlite, "RECORDS", 7)
     monkeypatch.setattr(sqlite, "READ_BYTES", 10_000)
     async with SqliteTracker(store) as tracker:
@@ -771,13 +854,13 @@ async def test_a_long_query_does_not_keep_a_lease_from_being_renewed(
     async with SqliteTracker(store) as tracker:
         await tracker.add("job")
         go = threading.Event()
-        count = sqlite.Reader.count
+        tally = _sqlite.Reader.tally
 
-        def slow(self: sqlite.Reader, query: Any) -> Any:
+        def slow(self: _sqlite.Reader, query: Any, by: Any) -> Any:
             go.wait(10)
-            return count(self, query)
+            return tally(self, query, by)
 
-        monkeypatch.setattr(sqlite.Reader, "count", slow)
+        monkeypatch.setattr(_sqlite.Reader, "tally", slow)
         counting = asyncio.create_task(tracker.count())
         async with asyncio.timeout(5), tracker.run("job") as task:
             await task.renew()
@@ -819,7 +902,7 @@ async def _await(awaitable: Any) -> Any:
 
 
 async def test_an_old_sqlite_is_said(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "OLDEST_SQLITE", (99, 0, 0))
+    monkeypatch.setattr(_sqlite_file, "OLDEST_SQLITE", (99, 0, 0))
     with pytest.raises(StoreError, match=r"99\.0\.0"):
         await SqliteTracker(store).open()
 

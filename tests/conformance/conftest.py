@@ -28,11 +28,19 @@ RACES = (
     "test_all_these_ids_",
 )
 
+SOME = {
+    "TestS3OnCeph": RACES,
+    # A log in memory decides, as that of the file store does; the rest is what its requests can do to it.
+    "TestS3LogOnMoto": ("test_of_100_", "test_dump_", "test_delete_", "test_an_end_", "test_a_claim_is_recognised"),
+    "TestS3LogOnCeph": ("test_of_10", "test_4_processes_"),
+    "TestPostgresThroughPgBouncer": ("test_of_1", "test_of_4_", "test_4_processes_", "test_dump_", "test_delete_"),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rest is for `make chaos`."""
     for item in items:
         where = "" if item.parent is None else item.parent.name
         is_left_out = where in ("TestDynamoDBOnMoto", "TestS3OnMoto") and item.name.startswith(OWN_AWAITS)
-        if is_left_out or (where == "TestS3OnCeph" and not item.name.startswith(RACES)):
+        if is_left_out or (where in SOME and not item.name.startswith(SOME[where])):
             item.add_marker(pytest.mark.chaos)

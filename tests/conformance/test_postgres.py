@@ -6,20 +6,32 @@ import pytest
 
 from aiotracker.testing import ConformanceSuite
 from aiotracker.testing.conformance import MakeTracker
-from tests.conftest import require
-from tests.services.postgres import has_postgres, postgres_server
+from tests.conftest import require, require_module
+from tests.services.postgres import Server, has_pgbouncer, has_postgres, pgbouncer, postgres_server
 
-asyncpg = pytest.importorskip("asyncpg")
+require_module("asyncpg")
 
 from aiotracker.backends.postgres import PostgresTracker  # noqa: E402 - it cannot be imported without its driver
 
 
 @pytest.fixture(scope="module")
-def dsn() -> Iterator[str]:
+def server() -> Iterator[Server]:
     require(has_postgres(), "no PostgreSQL")
-    with postgres_server() as server:
-        asyncio.run(PostgresTracker(server.dsn).init())
-        yield server.dsn
+    with postgres_server() as found:
+        asyncio.run(PostgresTracker(found.dsn).init())
+        yield found
+
+
+@pytest.fixture(scope="module")
+def dsn(server: Server) -> str:
+    return server.dsn
+
+
+@pytest.fixture(scope="module")
+def pooled(server: Server) -> Iterator[str]:
+    require(has_pgbouncer(), "no PgBouncer")
+    with pgbouncer(server, pool_size=4) as found:
+        yield found
 
 
 class TestPostgres(ConformanceSuite):
@@ -34,3 +46,11 @@ class TestPostgres(ConformanceSuite):
     @pytest.fixture
     def store_url(self, dsn: str, namespace: str) -> str:
         return f"{dsn}?namespace={namespace}"
+
+
+class TestPostgresThroughPgBouncer(TestPostgres):
+    """In transaction mode: each transaction may have another session. Most of it is for `make chaos`."""
+
+    @pytest.fixture
+    def dsn(self, pooled: str) -> str:
+        return pooled
