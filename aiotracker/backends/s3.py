@@ -16,19 +16,18 @@ import heapq
 import logging
 import random
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import msgspec
 from typing_extensions import TypeVar
 
-from .._core.codec import FORMAT
 from .._core.query import Query
 from .._core.task import Status, Task
 from .._core.transitions import PURGE_AGE
@@ -43,6 +42,7 @@ from ..errors import (
 )
 from ..tracker import BaseTracker
 from ._s3 import CONNECTIONS, KEY_BYTES, REQUEST_TIME, Entry, S3Options, S3Store, together
+from ._s3_seen import PURGED, Cache, Seen, packed, unpacked
 
 __all__ = ["S3Tracker"]
 
@@ -56,16 +56,15 @@ TASKS: Final = "tasks/"
 SNAPSHOT: Final = "snapshot.jsonl.z"
 HEX: Final = "0123456789abcdef"
 CACHE_BYTES: Final = 64 * 1024 * 1024
-ENTRY_BYTES: Final = 400  # that an entry of the cache takes beside its record
 CHUNK: Final = 500  # records that are decoded before others have their turn
 WORTH_A_SNAPSHOT: Final = 200  # records that had to be read one by one
 SNAPSHOT_PAUSE: Final = 60.0  # seconds between two snapshots of one tracker
 CANDIDATES: Final = 10_000  # claimable tasks that a look keeps at the most
+TOMBSTONES: Final = 1000  # that one look removes at the most
 SHARE_OF_LOOKING: Final = 10  # a look may be used for this many times as long as it took
 MIN_USE: Final = 0.5  # seconds
 CLOSE: Final = timedelta(seconds=10)  # by which the views that two machines have of the store's time may differ
 OPEN: Final = frozenset({Status.PENDING, Status.FAILED, Status.IN_PROGRESS})
-PURGED: Final = b'{"purged":'  # how what is left of a purged task begins
 
 
 class S3Tracker(BaseTracker[D, R]):
@@ -126,7 +125,7 @@ class S3Tracker(BaseTracker[D, R]):
             request_time=min(REQUEST_TIME, max(0.2, self._patience / 2)),
         )
         self._store = S3Store(bucket, prefix, s3_options, self.clock)
-        self._cache = _Cache(cache_bytes)
+        self._cache = Cache(cache_bytes)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Whether an id that nobody here has seen is likely to be new; learned from how the last guess went.
         self._guesses_absent = True
@@ -189,8 +188,7 @@ class S3Tracker(BaseTracker[D, R]):
         new = task
         if seen is None or not seen.is_purged:
             # The same write_id again would not show that anything was written.
-            stored = None if seen is None else self._decoded(key, seen.etag, seen.body)
-            is_old = stored is not None and (stored.version, stored.write_id) == (task.version, task.write_id)
+            is_old = seen is not None and seen.etag == task.version and task.write_id.encode() in seen.body
             if is_old or not task.write_id:
                 new = task.replace(write_id=self.new_id())
         raw = self._encoded(new)
@@ -346,7 +344,7 @@ class S3Tracker(BaseTracker[D, R]):
             return None
         return msgspec.json.decode(seen.body, type=_Purged).purged
 
-    def _guess(self, seen: "_Seen | None", key: str, known: Task | _Unknown | None) -> Task | _Unknown | None:
+    def _guess(self, seen: Seen | None, key: str, known: Task | _Unknown | None) -> Task | _Unknown | None:
         """What an update may start from. A wrong guess costs one request; nothing is refused on one."""
         if seen is not None:
             return self._decoded(key, seen.etag, seen.body)
@@ -357,17 +355,40 @@ class S3Tracker(BaseTracker[D, R]):
     async def _scan(self, query: Query) -> AsyncIterator[Task]:
         start = quote(query.prefix, safe="")
         reads, listed = self._store.requests["GetObject"], 0
+        purged: list[tuple[str, str, bytes]] = []
         async for entries in self._listing():
             listed += len(entries)
             if start:
                 entries = [entry for entry in entries if _may_begin(entry.key, start)]
             for first in range(0, len(entries), CHUNK):
                 for key, etag, body in await self._bodies(entries[first : first + CHUNK]):
-                    if _may_have_status(body, query.statuses):
+                    if body.startswith(PURGED):
+                        purged.append((key, etag, body))
+                    elif _may_have_status(body, query.statuses):
                         task = self._decoded(key, etag, body)
                         if task is not None:
                             yield task
         await self._write_snapshot(self._store.requests["GetObject"] - reads, listed)
+        await self._remove_tombstones(purged)
+
+    async def _remove_tombstones(self, purged: list[tuple[str, str, bytes]]) -> None:
+        """Removes those that are old, where the condition of a DELETE is kept: whoever makes the task again in this
+        moment is faster, or finds nothing. Elsewhere it could hit the new task, however long one waits before.
+        """
+        if self.read_only or not self._store.facts.guards_delete:
+            return
+        now, decode = self.now(), msgspec.json.Decoder(_Purged).decode
+        old = [(key, etag) for key, etag, body in purged if now - decode(body).purged >= PURGE_AGE]
+
+        async def remove(key: str, etag: str) -> None:
+            try:
+                await self._store.delete(key, match=etag)
+            except (ConflictError, StoreError) as exc:
+                extra = {"event": "tombstone_kept", "where": repr(self._store), "error_type": type(exc).__name__}
+                logger.info("what is left of a purged task stays in %r for now: %s", self._store, exc, extra=extra)
+            self._cache.drop(key)
+
+        await together(remove(key, etag) for key, etag in old[:TOMBSTONES])
 
     async def _listing(self) -> AsyncIterator[list[Entry]]:
         """All objects of tasks, in several parts. Nothing is under way between two of them."""
@@ -466,11 +487,12 @@ class S3Tracker(BaseTracker[D, R]):
             if stored is None:
                 return
             self._snapshot_etag = stored.etag
-            for key, etag, body in await asyncio.to_thread(_unpacked, stored.body):
+            for key, etag, body in await asyncio.to_thread(unpacked, stored.body):
                 if self._cache.get(key) is None:
                     self._cache.keep(key, etag, body)
         except (StoreError, ValueError, zlib.error) as exc:
-            logger.info("the snapshot of %r cannot be used: %s", self._store, exc)
+            extra = {"event": "snapshot_failed", "where": repr(self._store), "error_type": type(exc).__name__}
+            logger.info("the snapshot of %r cannot be used: %s", self._store, exc, extra=extra)
 
     async def _write_snapshot(self, reads: int, listed: int) -> None:
         """Keeps what this process saw for others, if it was dear."""
@@ -480,14 +502,15 @@ class S3Tracker(BaseTracker[D, R]):
         if self._snapshot_at is not None and now - self._snapshot_at < SNAPSHOT_PAUSE:
             return
         self._snapshot_at = now
-        body = await asyncio.to_thread(_packed, self._cache.all())
+        body = await asyncio.to_thread(packed, self._cache.all())
         try:
             self._snapshot_etag = await self._store.put(
                 SNAPSHOT, body, absent=self._snapshot_etag is None, match=self._snapshot_etag
             )
         except (ConflictError, StoreError) as exc:
             self._snapshot_etag, self._snapshot_read = None, False
-            logger.info("the snapshot of %r was not written: %s", self._store, exc)
+            extra = {"event": "snapshot_failed", "where": repr(self._store), "error_type": type(exc).__name__}
+            logger.info("the snapshot of %r was not written: %s", self._store, exc, extra=extra)
 
 
 class _Purged(msgspec.Struct, frozen=True):
@@ -495,66 +518,6 @@ class _Purged(msgspec.Struct, frozen=True):
 
     purged: datetime
     write_id: str  # no two of them are alike, nor are their ETags
-
-
-class _Seen(NamedTuple):
-    """An object as it was when this process last saw it."""
-
-    etag: str
-    body: bytes
-    began: float  # when it was asked for, by the event loop's clock; -1.0: somebody else saw it
-
-    @property
-    def is_purged(self) -> bool:
-        return self.body.startswith(PURGED)
-
-
-class _Cache:
-    """What was seen, by key; what was not used for the longest time goes first.
-
-    Args:
-        limit: Bytes.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
-
-    def get(self, key: str) -> _Seen | None:
-        seen = self._seen.get(key)
-        if seen is not None:
-            self._seen.move_to_end(key)
-        return seen
-
-    def keep(self, key: str, etag: str, body: bytes, began: float = -1.0) -> None:
-        self.drop(key)
-        self._seen[key] = _Seen(etag, body, began)
-        self._size += len(body) + ENTRY_BYTES
-        while self._size > self._limit:
-            _, oldest = self._seen.popitem(last=False)
-            self._size -= len(oldest.body) + ENTRY_BYTES
-
-    def drop(self, key: str) -> None:
-        if (seen := self._seen.pop(key, None)) is not None:
-            self._size -= len(seen.body) + ENTRY_BYTES
-
-    def all(self) -> list[tuple[str, _Seen]]:
-        return list(self._seen.items())
-
-
-def _packed(entries: list[tuple[str, _Seen]]) -> bytes:
-    lines = [msgspec.json.encode({"format": FORMAT})]
-    lines += [msgspec.json.encode((key, seen.etag, msgspec.Raw(seen.body))) for key, seen in entries]
-    return zlib.compress(b"\n".join(lines), 1)
-
-
-def _unpacked(raw: bytes) -> list[tuple[str, str, bytes]]:
-    first, *lines = zlib.decompress(raw).split(b"\n")
-    if msgspec.json.decode(first, type=dict[str, int]).get("format") != FORMAT:
-        return []
-    decode = msgspec.json.Decoder(tuple[str, str, msgspec.Raw]).decode
-    return [(key, etag, bytes(body)) for key, etag, body in map(decode, lines)]
 
 
 def _may_begin(key: str, start: str) -> bool:

@@ -1,69 +1,32 @@
-"""What is particular to S3, and to the tracker with one object a task."""
+"""The tracker with one object a task: requests, keys, what it remembers, what it may be given."""
 
 import asyncio
-import itertools
 import json
-import random
 import zlib
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from aiotracker import (
-    ConflictError,
-    InvalidValueError,
-    LeaseLostError,
     Retry,
     Status,
     StoreCorruptedError,
-    StoreError,
-    StoreUnavailableError,
-    StoreUnsafeError,
-    SystemClock,
-    Task,
     TaskLockedError,
     TaskSucceededError,
 )
-from aiotracker._core.task import BootTime
+from aiotracker.backends import _s3_seen
 from aiotracker.backends import s3 as module
-from aiotracker.backends._s3 import S3Store, StoreTime
+from aiotracker.backends._s3 import S3Store
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing import FakeClock
-from aiotracker.testing._torture import torture
 from aiotracker.testing.conformance._base import until
-from tests.services.fault_proxy import FATES, FaultProxy, Plan, Request
-from tests.services.s3 import S3Service, ceph_s3, client_of, moto_s3, prepared, raw_client
+from tests.services.fault_proxy import FaultProxy
+from tests.services.s3 import S3Service, ceph_s3, client_of, moto_s3, raw_client
 
-__all__ = ["ceph_s3", "moto_s3"]  # fixtures
+from .on_s3 import make, prefix, proxy, through
 
-
-@pytest.fixture
-def prefix(moto_s3: S3Service) -> str:
-    return prepared(moto_s3)
-
-
-@pytest.fixture
-def make(moto_s3: S3Service, prefix: str) -> Callable[..., S3Tracker]:
-    return lambda **options: moto_s3.tracker(prefix, **options)
-
-
-@pytest.fixture
-async def proxy(moto_s3: S3Service) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(moto_s3.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def through(proxy: FaultProxy, moto_s3: S3Service) -> Callable[..., S3Tracker]:
-    """A tracker behind the proxy."""
-
-    def make(prefix: str = "", **options: Any) -> S3Tracker:
-        return S3Tracker(moto_s3.bucket, prefix or moto_s3.prefix(), endpoint_url=proxy.url, **options)
-
-    return make
+__all__ = ["ceph_s3", "make", "moto_s3", "prefix", "proxy", "through"]  # fixtures
 
 
 class Counted:
@@ -86,12 +49,6 @@ class Counted:
 
 async def _is_true(value: bool) -> bool:
     return value
-
-
-async def loaded(tracker: S3Tracker, task_id: str) -> Task:
-    task = await tracker.load(task_id)
-    assert task is not None
-    return task
 
 
 class TestRequests:
@@ -209,13 +166,15 @@ class TestWhatWasSeenBefore:
                     pass
 
     async def test_is_bounded_in_memory(self) -> None:
-        cache = module._Cache(10 * (module.ENTRY_BYTES + 100))
+        cache = _s3_seen.Cache(10 * (_s3_seen.ENTRY_BYTES + 100))
         for index in range(50):
             cache.keep(f"key-{index}", "etag", b"x" * 100)
             assert cache.get("key-0") is not None  # used all the time
         assert len(cache.all()) == 10
         cache.keep("key-0", "etag", b"x" * 800)
-        assert sum(len(seen.body) + module.ENTRY_BYTES for _, seen in cache.all()) <= 10 * (module.ENTRY_BYTES + 100)
+        assert sum(len(seen.body) + _s3_seen.ENTRY_BYTES for _, seen in cache.all()) <= 10 * (
+            _s3_seen.ENTRY_BYTES + 100
+        )
 
     async def test_a_second_count_reads_what_has_changed_alone(self, make: Callable[..., S3Tracker]) -> None:
         async with make() as one, make() as two:
@@ -359,425 +318,6 @@ class TestKeys:
             with pytest.raises(StoreCorruptedError, match=r"a\.json is damaged"):
                 [task async for task in tracker.find()]
         client.close()
-
-
-class TestFaults:
-    @pytest.mark.parametrize("write", ["claim", "end", "add"])
-    @pytest.mark.parametrize("fate", FATES)
-    async def test_a_write_that_meets_one_is_made_once(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker], fate: str, write: str
-    ) -> None:
-        async with through() as tracker:
-            if write == "add":
-                proxy.plan.script(fate)
-                assert await tracker.add("job"), "it is new"
-            if write == "claim":
-                proxy.plan.script(fate)
-            async with tracker.run("job"):
-                if write == "end":
-                    proxy.plan.script(fate)
-            await proxy.settle()
-            assert proxy.fates[fate] == 1
-            task = await loaded(tracker, "job")
-            assert (task.status, task.attempts, len(task.ends)) == (Status.SUCCEEDED, 1, 1)
-
-    @pytest.mark.parametrize("fate", ["lost", "late", "reset", "delayed", "slow_down", "failed", "error_in_200"])
-    async def test_a_read_that_meets_one_is_made_again(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker], fate: str
-    ) -> None:
-        async with through("reads") as one, through("reads") as two:
-            await one.add(f"job {fate}", 7)
-            proxy.plan.script(fate, fate, where=lambda request: request.method == "GET")
-            await two.count()
-            async with two.run(f"job {fate}") as task:
-                assert task.data == 7
-
-    async def test_a_record_that_is_removed_under_its_holder_is_a_lost_lease(
-        self, make: Callable[..., S3Tracker], moto_s3: S3Service, prefix: str
-    ) -> None:
-        async with make() as tracker:
-            with pytest.raises(LeaseLostError):
-                async with tracker.run("job"):
-                    client = raw_client(moto_s3.url)
-                    client.delete_object(Bucket=moto_s3.bucket, Key=f"{prefix}/{tracker._key('job')}")
-                    client.close()
-            assert await tracker.load("job") is None, "404 on If-Match makes nothing"
-
-    async def test_all_slow_down_when_the_store_asks_one_to(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        async with through() as tracker:
-            tracker._store._slow = 0.2  # it has asked before
-            proxy.plan.script("slow_down")
-            with pytest.raises(StoreUnavailableError, match="SlowDown"):
-                await tracker._store.get("one")
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            await tracker._store.get("another")
-            assert loop.time() - began >= 0.19, "twice as long as before, give or take a half"
-            assert tracker._store._slow == 0.0, "an answer ends it"
-
-    async def test_a_store_that_cannot_be_reached_is_unavailable(self, make: Callable[..., S3Tracker]) -> None:
-        async with make(lease=0.6) as tracker:
-            client = tracker._store._client
-            client.meta.events.register("before-send.s3", _unreachable)
-            with pytest.raises(StoreUnavailableError, match="GetObject of"):
-                await tracker.load("job")
-
-    async def test_hundreds_of_tasks_through_all_of_them_end_right_and_none_twice(self, moto_s3: S3Service) -> None:
-        await tracked_through_faults(moto_s3, tasks=200, seed=1)
-
-    @pytest.mark.chaos
-    async def test_ten_thousand_tasks_through_all_of_them_end_right_and_none_twice(self, moto_s3: S3Service) -> None:
-        await tracked_through_faults(moto_s3, tasks=10_000, seed=2)
-
-    async def test_workers_that_are_killed_behind_all_of_them_keep_every_promise(
-        self, moto_s3: S3Service, tmp_path: Path
-    ) -> None:
-        await tortured_through_faults(moto_s3, tmp_path, workers=2, tasks=40, seconds=4)
-
-    @pytest.mark.chaos
-    @pytest.mark.parametrize("name", ["moto_s3", "ceph_s3"])
-    async def test_they_keep_every_promise_for_longer(
-        self, request: pytest.FixtureRequest, name: str, tmp_path: Path
-    ) -> None:
-        await tortured_through_faults(request.getfixturevalue(name), tmp_path, workers=6, tasks=1500, seconds=90)
-
-
-async def tortured_through_faults(
-    service: S3Service, folder: Path, *, workers: int, tasks: int, seconds: float
-) -> None:
-    prefix = prepared(service)
-    seed = random.randrange(1_000_000)
-    async with FaultProxy(service.url) as proxy:
-        await asyncio.to_thread(_copy_facts, service, prefix, proxy.url)
-        url = S3Service(proxy.url, service.bucket).store_url(prefix)
-        # Not while the tasks are added, with a lease of two seconds and no second try.
-        proxy.refuses = _after(3 * tasks, lambda: setattr(proxy, "plan", Plan(seed, **dict.fromkeys(FATES, 0.01))))
-        report = await torture(url, workers=workers, tasks=tasks, seconds=seconds, seed=seed, folder=folder)
-        assert any(proxy.fates[fate] for fate in FATES)
-    assert report.ok, f"seed {seed}: {report}"
-    assert report.kills > 0
-    assert report.events["succeeded"] > 0
-
-
-def _after(count: int, change: Callable[[], None]) -> Callable[[Request], None]:
-    """Looks on, and makes a change when so many requests have arrived."""
-    left = itertools.count(count, -1)
-
-    def look(request: Request) -> None:
-        if next(left) == 0:
-            change()
-
-    return look
-
-
-def _unreachable(request: Any, **_: Any) -> None:
-    raise ConnectionRefusedError("nobody listens")
-
-
-async def tracked_through_faults(service: S3Service, *, tasks: int, seed: int) -> None:
-    """Two workers on the same ids, and a network that does everything wrong."""
-    prefix = prepared(service)
-    ran: dict[str, int] = {}
-    shares = dict.fromkeys(FATES, 0.02)
-    async with FaultProxy(service.url, Plan(seed, **shares)) as proxy:
-        # What is known of the service is known of it behind the proxy.
-        await asyncio.to_thread(_copy_facts, service, prefix, proxy.url)
-
-        async def body(task: Any) -> None:
-            ran[task.id] = ran.get(task.id, 0) + 1
-            if task.id.endswith("7") and task.attempts == 1:
-                raise ValueError("the first time")
-            task.result = task.fence
-
-        async with (
-            S3Tracker(service.bucket, prefix, endpoint_url=proxy.url, retry=Retry(3, delay=0)) as one,
-            S3Tracker(service.bucket, prefix, endpoint_url=proxy.url, retry=Retry(3, delay=0)) as two,
-        ):
-            ids = [f"job-{index}" for index in range(tasks)]
-            summaries = await asyncio.gather(one.work(body, ids=ids), two.work(body, ids=reversed(ids)))
-            await proxy.settle()
-            assert sum(summary.succeeded for summary in summaries) == tasks
-        assert all(proxy.fates[fate] for fate in FATES)
-    async with service.tracker(prefix) as tracker:
-        count = 0
-        async for task in tracker.find():
-            count += 1
-            expected = 2 if task.id.endswith("7") else 1
-            outcomes = [end.outcome for end in task.ends]
-            assert outcomes == ["failed"] * (expected - 1) + ["succeeded"], task
-            assert (task.status, task.attempts, task.result) == (Status.SUCCEEDED, expected, task.fence), task
-            assert ran[task.id] == expected, task
-        assert count == tasks
-
-
-def _copy_facts(service: S3Service, prefix: str, url: str) -> None:
-    client = raw_client(service.url)
-    where = {"Bucket": service.bucket, "Key": f"{prefix}/aiotracker.json"}
-    marker = json.loads(client.get_object(**where)["Body"].read())
-    marker["stores"][url] = marker["stores"][service.url]
-    client.put_object(**where, Body=json.dumps(marker).encode())
-    client.close()
-
-
-class TestProbe:
-    @pytest.mark.parametrize("header", ["if-none-match", "if-match"])
-    async def test_a_store_that_ignores_a_condition_on_put_is_refused(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker], header: str
-    ) -> None:
-        proxy.hides.add(("PUT", header))
-        with pytest.raises(StoreUnsafeError, match="does not honour conditional writes"):
-            async with through():
-                pass
-        assert not [
-            request for request in proxy.requests if request.key.endswith("aiotracker.json") and request.method == "PUT"
-        ]
-
-    async def test_is_remembered_in_the_store(self, proxy: FaultProxy, through: Callable[..., S3Tracker]) -> None:
-        async with through("once"):
-            assert len(proxy.requests) > 20
-        async with through("once") as tracker:
-            assert tracker.requests == 1
-
-    async def test_of_a_store_that_takes_quoted_etags_alone_quotes_are_used(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        def refuse(request: Request) -> tuple[int, str] | None:
-            is_bare = not request.headers.get("if-match", '"').startswith('"')
-            return (412, "PreconditionFailed") if is_bare else None
-
-        proxy.refuses = refuse
-        async with through() as tracker:
-            async with tracker.run("job"):
-                pass
-            assert (await loaded(tracker, "job")).status is Status.SUCCEEDED
-
-    async def test_on_ceph_etags_go_without_quotes_and_a_purge_leaves_a_tombstone(self, ceph_s3: S3Service) -> None:
-        prefix = ceph_s3.prefix()
-        async with ceph_s3.tracker(prefix) as tracker:
-            assert not tracker._store.facts.quotes
-            assert not tracker._store.facts.guards_delete
-            await _check_purge(tracker, ceph_s3, prefix, left=1)
-
-    async def test_where_delete_is_guarded_an_old_task_leaves_nothing(
-        self, make: Callable[..., S3Tracker], moto_s3: S3Service, prefix: str, clock: FakeClock
-    ) -> None:
-        async with make(clock=clock) as tracker:
-            assert tracker._store.facts.guards_delete
-            await tracker.add("old")
-            clock.jump(3601)
-            assert await tracker.purge("old") == 1
-            assert _objects(moto_s3, prefix, tracker._key("old")) == 0
-
-    async def test_a_young_task_leaves_a_tombstone_so_that_a_late_write_is_refused(
-        self, make: Callable[..., S3Tracker], moto_s3: S3Service, prefix: str
-    ) -> None:
-        async with make() as tracker:
-            await _check_purge(tracker, moto_s3, prefix, left=1)
-
-    async def test_a_purge_spares_what_was_changed_meanwhile(
-        self, make: Callable[..., S3Tracker], clock: FakeClock
-    ) -> None:
-        async with make(clock=clock) as one, make(clock=clock) as two:
-            await one.add("job")
-            clock.jump(3601)
-            seen = await loaded(one, "job")
-            async with two.run("job"):
-                with pytest.raises(ConflictError):
-                    await one.delete(seen)
-            assert (await loaded(one, "job")).status is Status.SUCCEEDED
-
-    async def test_without_the_permission_to_delete_a_purge_leaves_a_tombstone(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        proxy.refuses = lambda request: (403, "AccessDenied") if request.method == "DELETE" else None
-        async with through() as tracker:
-            await tracker.add("job")
-            assert await tracker.purge("job", force=True) == 1
-            assert await tracker.load("job") is None
-
-
-async def _check_purge(tracker: S3Tracker, service: S3Service, prefix: str, left: int) -> None:
-    async with tracker.run("job") as task:
-        fence = task.fence
-    assert await tracker.purge("job", force=True) == 1
-    assert await tracker.load("job") is None
-    assert [task async for task in tracker.find()] == []
-    assert (await tracker.count()).total() == 0
-    assert _objects(service, prefix, tracker._key("job")) == left
-    async with tracker.run("job") as task:
-        assert task.fence > fence
-        assert task.attempts == 1
-
-
-def _objects(service: S3Service, prefix: str, key: str) -> int:
-    client = raw_client(service.url)
-    try:
-        return int(client.list_objects_v2(Bucket=service.bucket, Prefix=f"{prefix}/{key}")["KeyCount"])
-    finally:
-        client.close()
-
-
-class AnotherMachine(SystemClock):
-    """Its wall clock is off."""
-
-    def __init__(self, name: str, seconds: float) -> None:
-        self._name = name
-        self._off = timedelta(seconds=seconds)
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self._off
-
-    def boot(self) -> BootTime:
-        return BootTime(self._name, super().boot().seconds)
-
-
-class TestClock:
-    async def test_the_stores_own_decides_whatever_the_machines_say(self, make: Callable[..., S3Tracker]) -> None:
-        ahead, behind = AnotherMachine("ahead", 3600), AnotherMachine("behind", -3600)
-        async with make(clock=behind) as one, make(clock=ahead) as two:
-            for tracker in (one, two):
-                assert abs(tracker.now() - datetime.now(UTC)) < timedelta(seconds=1.5)
-            async with one.run("job"):
-                with pytest.raises(TaskLockedError) as refused:
-                    async with two.run("job"):
-                        pass
-                assert refused.value.retry_after is not None
-                assert 50 < refused.value.retry_after < 65
-
-    async def test_a_lease_that_another_machine_took_is_spared_for_the_uncertainty_of_both(
-        self, make: Callable[..., S3Tracker]
-    ) -> None:
-        async with make() as tracker:
-            assert 2 <= tracker.clock_uncertainty < 4
-            assert tracker.judge.margin == tracker.clock_uncertainty
-
-    async def test_times_are_the_stores_where_that_is_off(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        proxy.date_shift = 7200
-        async with through() as tracker:
-            await tracker.add("job")
-            off = (await loaded(tracker, "job")).create_time - datetime.now(UTC)
-            assert timedelta(seconds=7198) < off < timedelta(seconds=7202)
-
-    async def test_an_answer_from_a_cache_tells_no_time(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        proxy.date_shift, proxy.age = -7200, 7200
-        async with through() as tracker:
-            assert tracker._store.date is None
-            assert abs(tracker.now() - datetime.now(UTC)) < timedelta(seconds=1)
-
-    async def test_answers_together_tell_more_than_one_does(self) -> None:
-        class Steps(SystemClock):
-            seconds = 1000.25
-
-            def boot(self) -> BootTime:
-                return BootTime("x", self.seconds)
-
-            def now(self) -> datetime:
-                return datetime.fromtimestamp(0, UTC)  # nonsense
-
-        clock = Steps()
-        time = StoreTime(clock)
-        for second, date in ((1000.25, "Thu, 01 Jan 2026 00:00:00 GMT"), (1000.8, "Thu, 01 Jan 2026 00:00:01 GMT")):
-            clock.seconds = second
-            time.saw({"date": date}, second)
-        # The second began between the two answers, so at the first it was 0.45 s old at the least.
-        assert time.now() >= datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC)
-        clock.seconds = 1000.25
-        assert (
-            datetime(2026, 1, 1, 0, 0, 0, 400_000, tzinfo=UTC) < time.now() < datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC)
-        )
-
-
-class TestErrors:
-    async def test_a_bucket_that_does_not_exist_is_named(self, moto_s3: S3Service) -> None:
-        with pytest.raises(StoreError, match="there is no bucket 'no-such-bucket' at http"):
-            async with S3Tracker("no-such-bucket", endpoint_url=moto_s3.url):
-                pass
-
-    @pytest.mark.parametrize(
-        ("method", "action"), [("PUT", "s3:PutObject"), ("GET", "s3:GetObject"), ("LIST", "s3:ListBucket")]
-    )
-    async def test_a_missing_permission_is_named(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker], method: str, action: str
-    ) -> None:
-        def refuse(request: Request) -> tuple[int, str] | None:
-            kind = "LIST" if "list-type=2" in request.key else request.method
-            return (403, "AccessDenied") if kind == method else None
-
-        with pytest.raises(StoreError, match=f"{action} on arn:aws:s3:::tasks.* is needed"):
-            proxy.refuses = refuse
-            async with through() as tracker:
-                await tracker.count()
-
-    @pytest.mark.parametrize("status_and_code", [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")])
-    async def test_a_wrong_region_is_told(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker], status_and_code: tuple[int, str]
-    ) -> None:
-        # HEAD tells the client which region it is, as AWS does.
-        proxy.refuses = lambda request: None if request.method == "HEAD" else status_and_code
-        with pytest.raises(StoreError, match="in another region: give region="):
-            async with through():
-                pass
-
-    async def test_a_service_without_conditions_is_unsafe(
-        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
-    ) -> None:
-        proxy.refuses = lambda request: (501, "NotImplemented") if request.method == "PUT" else None
-        with pytest.raises(StoreUnsafeError, match="does not know a request"):
-            async with through():
-                pass
-
-    async def test_missing_credentials_are_told(self, moto_s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(StoreError, match="there are no credentials"):
-            async with S3Tracker(moto_s3.bucket, "any", endpoint_url=moto_s3.url):
-                pass
-
-    async def test_an_unknown_profile_is_told(self, moto_s3: S3Service) -> None:
-        with pytest.raises(StoreError, match=r"nobody.*profile="):
-            async with moto_s3.tracker("any", profile="nobody"):
-                pass
-
-    @pytest.mark.parametrize(
-        ("change", "error"),
-        [
-            ({"layout": "log"}, "another kind, 'log'"),
-            ({"format": 99}, "has format 99"),
-            ({"format": "x"}, "cannot be read"),
-        ],
-    )
-    async def test_a_store_of_another_kind_or_format_is_left_alone(
-        self, moto_s3: S3Service, prefix: str, change: dict[str, Any], error: str
-    ) -> None:
-        client = raw_client(moto_s3.url)
-        marker = {"format": 1, "layout": "objects"} | change
-        client.put_object(Bucket=moto_s3.bucket, Key=f"{prefix}/aiotracker.json", Body=json.dumps(marker).encode())
-        client.close()
-        with pytest.raises(StoreError, match=error):
-            async with moto_s3.tracker(prefix):
-                pass
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"bucket": ""},
-            {"bucket": "a/b"},
-            {"prefix": "x" * 600},
-            {"connections": 0},
-            {"put_options": {"Key": "x"}},
-            {"client": object(), "region": "x"},
-            {"session": object(), "profile": "x"},
-        ],
-    )
-    async def test_an_argument_that_cannot_be_is_refused(self, options: dict[str, Any]) -> None:
-        with pytest.raises(InvalidValueError):
-            S3Tracker(**({"bucket": "tasks"} | options))
 
 
 class TestOptions:

@@ -20,6 +20,7 @@ from aiotracker import SystemClock
 from aiotracker._core.codec import FORMAT
 from aiotracker.backends._s3 import MARKER, Facts, S3Options, S3Store
 from aiotracker.backends.s3 import S3Tracker
+from aiotracker.backends.s3_log import S3LogTracker
 from tests.conftest import require
 
 from .ceph import ceph_is_installed, ceph_server
@@ -62,6 +63,16 @@ class S3Service(NamedTuple):
     def store_url(self, prefix: str) -> str:
         """For another process, which has the credentials from this one."""
         return f"s3://{self.bucket}/{prefix}?endpoint_url={self.url}"
+
+    def log_tracker(self, prefix: str, **options: Any) -> S3LogTracker:
+        """The same for a log."""
+        if not options.keys() & {"session", "profile"}:
+            options["session"] = _session()
+        return S3LogTracker(self.bucket, prefix, **{"endpoint_url": self.url} | options)
+
+    def log_url(self, prefix: str) -> str:
+        """The same for a log."""
+        return f"s3+log://{self.bucket}/{prefix}?endpoint_url={self.url}"
 
 
 def raw_client(url: str) -> Any:
