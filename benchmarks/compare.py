@@ -1,6 +1,7 @@
 """aiotracker and its peers in turns: `python -m benchmarks compare file`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from .numbers import middle, significant
 from .process import MissingPackageError, run
 from .report import Figure, figure, say
 
-__all__ = ["PEERS", "in_turns", "measure", "medians", "ratio", "run_peer"]
+__all__ = ["PEERS", "Turn", "measure", "medians", "ratio", "run_peer", "take_turns"]
 
 FEWER = 100  # coroutines of the second comparison
 PROCESSES = (2, 4)
 ONE_AT_A_TIME = 1000  # lifecycles at the most
+
+Turn = Callable[[Path], dict[str, Any]]
+"""One run of one contender, in a fresh folder."""
 
 
 def measure(
@@ -36,19 +40,42 @@ def measure(
         `ours`, `peers` by name, `ratios` of `per_second` by the peer's name, `sections`, `figures`, and `missing`:
         the peers that are not installed.
     """
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
-    turns: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "ours": lambda store: measure_ours(f"file:{store}", tasks, concurrency, 1),
-        f"ours, {FEWER} coroutines": lambda store: measure_ours(f"file:{store}", tasks, FEWER, 1),
+    turns: dict[str, Turn] = {
+        "ours": partial(_ours, tasks, concurrency, 1),
+        f"ours, {FEWER} coroutines": partial(_ours, tasks, FEWER, 1),
     }
     for processes in PROCESSES:
-        turns[f"ours, {processes} processes"] = lambda store, processes=processes: measure_ours(  # type: ignore[misc]  # mypy infers no type for the default
-            f"file:{store}", tasks, concurrency, processes
-        )
-    for name in peers:
-        turns[name] = lambda path, name=name: run_peer(name, path, tasks, concurrency)  # type: ignore[misc]  # as above
-    for number, (name, turn) in in_turns(turns, rounds):
+        turns[f"ours, {processes} processes"] = partial(_ours, tasks, concurrency, processes)
+    turns |= {name: partial(run_peer, name, tasks, concurrency) for name in peers}
+    runs, missing = take_turns(turns, folder, rounds)
+    results = {name: medians(of_one) for name, of_one in runs.items()}
+    result: dict[str, Any] = {
+        "ours": results["ours"],
+        "peers": {name: results[name] for name in peers if name in results},
+        "ratios": {name: ratio(results["ours"], results[name]) for name in peers if name in results},
+        "missing": missing,
+        "sections": _sections(folder, results, concurrency, tasks, rounds),
+    }
+    result["figures"] = _figures(result)
+    return result
+
+
+def take_turns(
+    turns: Mapping[str, Turn], folder: Path, rounds: int
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Runs all, one after another, for some rounds.
+
+    Args:
+        turns: By contender.
+        folder: Each run has a fresh folder in it.
+        rounds: How often.
+
+    Returns:
+        The results of each contender, and the names of those that are not installed.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {}
+    missing: list[str] = []
+    for number, (name, turn) in _in_turns(turns, rounds):
         if name in missing:
             continue
         with fresh(folder) as made:
@@ -60,21 +87,10 @@ def measure(
                 continue
         runs.setdefault(name, []).append(result)
         say(f"round {number} of {rounds}: {name}: {result['per_second']:,.0f}/s")
-    results = {name: medians(of_one) for name, of_one in runs.items()}
-    result = {
-        "ours": results["ours"],
-        "peers": {name: results[name] for name in peers if name in results},
-        "ratios": {name: ratio(results["ours"], results[name]) for name in peers if name in results},
-        "missing": missing,
-        "sections": _sections(folder, results, concurrency, tasks, rounds),
-    }
-    result["figures"] = _figures(result)
-    return result
+    return runs, missing
 
 
-def in_turns(
-    turns: dict[str, Callable[[Path], dict[str, Any]]], rounds: int
-) -> Iterator[tuple[int, tuple[str, Callable[[Path], dict[str, Any]]]]]:
+def _in_turns(turns: Mapping[str, Turn], rounds: int) -> Iterator[tuple[int, tuple[str, Turn]]]:
     order = list(turns.items())
     for number in range(rounds):
         # Each round begins with somebody else, so that nobody always comes after the same neighbour.
@@ -83,7 +99,11 @@ def in_turns(
             yield number + 1, turn
 
 
-def run_peer(name: str, folder: Path, tasks: int, concurrency: int) -> dict[str, Any]:
+def _ours(tasks: int, concurrency: int, processes: int, folder: Path) -> dict[str, Any]:
+    return measure_ours(f"file:{folder}", tasks, concurrency, processes)
+
+
+def run_peer(name: str, tasks: int, concurrency: int, folder: Path) -> dict[str, Any]:
     target = f"benchmarks.contenders.{name}:run"
     seen = run(target, folder=str(folder), tasks=tasks, concurrency=concurrency)
     return summarised(name, tasks, concurrency, 1, [seen])

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,11 +11,11 @@ from aiotracker.backends.dynamodb import DynamoDBTracker
 from tests.services.dynalite import dynalite_server
 from tests.services.moto import use_credentials
 
-from .compare import in_turns, medians, ratio
+from .compare import Turn, medians, ratio, take_turns
 from .lifecycle import summarised
 from .numbers import significant
-from .process import MissingPackageError, run, together
-from .report import figure, say
+from .process import run, together
+from .report import figure
 
 __all__ = ["PEERS", "measure"]
 
@@ -40,26 +41,12 @@ def measure(
     """
     use_credentials()
     several = f"ours, {PROCESSES} processes"
-    turns: dict[str, Callable[[str], dict[str, Any]]] = {
-        "ours": lambda url: _ours(url, tasks, concurrency, 1),
-        several: lambda url: _ours(url, tasks, concurrency, PROCESSES),
+    turns: dict[str, Turn] = {
+        "ours": _on_server(lambda url: _ours(url, tasks, concurrency, 1)),
+        several: _on_server(lambda url: _ours(url, tasks, concurrency, PROCESSES)),
     }
-    for name in peers:
-        turns[name] = lambda url, name=name: _peer(name, url, tasks, concurrency)  # type: ignore[misc]  # mypy infers no type for the default
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
-    for number, (name, turn) in in_turns(turns, rounds):  # type: ignore[arg-type]  # any kind of turn will do
-        if name in missing:
-            continue
-        try:
-            with dynalite_server() as url:
-                result = turn(url)  # type: ignore[arg-type]  # as above
-        except MissingPackageError as exc:
-            say(f"{name}: {exc}")
-            missing.append(name)
-            continue
-        runs.setdefault(name, []).append(result)
-        say(f"round {number} of {rounds}: {name}: {result['per_second']:,.0f}/s")
+    turns |= {name: _on_server(partial(_peer, name, tasks, concurrency)) for name in peers}
+    runs, missing = take_turns(turns, folder, rounds)
     results = {name: medians(of_one) for name, of_one in runs.items()}
     ours = results["ours"]
     ratios = {name: ratio(ours, results[name]) for name in peers if name in results}
@@ -76,6 +63,14 @@ def measure(
             figure(f"{PROCESSES} processes, double claims", results[several]["double_claims"], "at most", 0),
         ],
     }
+
+
+def _on_server(turn: Callable[[str], dict[str, Any]]) -> Turn:
+    def served(_: Path) -> dict[str, Any]:
+        with dynalite_server() as url:
+            return turn(url)
+
+    return served
 
 
 def _ours(url: str, tasks: int, concurrency: int, processes: int) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def _ours(url: str, tasks: int, concurrency: int, processes: int) -> dict[str, A
     }
 
 
-def _peer(name: str, url: str, tasks: int, concurrency: int) -> dict[str, Any]:
+def _peer(name: str, tasks: int, concurrency: int, url: str) -> dict[str, Any]:
     seen = run(
         f"benchmarks.contenders.{name}:run",
         url=url,

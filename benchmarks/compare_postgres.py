@@ -2,18 +2,17 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiotracker.backends.postgres import PostgresTracker
 from tests.services.postgres import postgres_server
 
-from .compare import in_turns, medians, ratio
+from .compare import Turn, medians, ratio, take_turns
 from .lifecycle import summarised
-from .process import MissingPackageError, run, together
-from .report import figure, say
+from .process import run, together
+from .report import figure
 
 __all__ = ["PEERS", "measure"]
 
@@ -36,30 +35,12 @@ def measure(
     Returns:
         As `compare.measure`.
     """
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
-    turns: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "ours": lambda path: _ours(path, tasks, concurrency, 1),
-        "processes": lambda path: _ours(path, tasks, concurrency, PROCESSES),
+    turns: dict[str, Turn] = {
+        "ours": lambda made: _ours(made, tasks, concurrency, 1),
+        "processes": lambda made: _ours(made, tasks, concurrency, PROCESSES),
     }
-    for name in peers:
-        turns[name] = lambda path, name=name: _peer(name, path, tasks, concurrency)  # type: ignore[misc]  # mypy infers no type for the default
-    for number, (name, turn) in in_turns(turns, rounds):
-        if name in missing:
-            continue
-        try:
-            result = turn(folder)
-        except MissingPackageError as exc:
-            say(f"{name}: {exc}")
-            missing.append(name)
-            continue
-        runs.setdefault(name, []).append(result)
-        say(f"round {number} of {rounds}: {name}: {result['per_second']:,.0f}/s")
-    if is_new:
-        with suppress(OSError):  # another benchmark uses it too
-            folder.rmdir()
+    turns |= {name: partial(_peer, name, tasks, concurrency) for name in peers}
+    runs, missing = take_turns(turns, folder, rounds)
     results = {name: medians(of_one) for name, of_one in runs.items()}
     ratios = {name: ratio(results["ours"], results[name]) for name in peers if name in results}
     at = f"{tasks:,} new ids, {concurrency:,} coroutines"
@@ -92,7 +73,7 @@ def _ours(folder: Path, tasks: int, concurrency: int, processes: int) -> dict[st
     return result | {"double_claims": len(ran) - len(set(ran)), "refused": sum(one["refused"] for one in seen)}
 
 
-def _peer(name: str, folder: Path, tasks: int, concurrency: int) -> dict[str, Any]:
+def _peer(name: str, tasks: int, concurrency: int, folder: Path) -> dict[str, Any]:
     with postgres_server(folder=str(folder.resolve())) as server:
         seen = run(f"benchmarks.contenders.{name}:run", dsn=server.dsn, tasks=tasks, concurrency=concurrency)
     return summarised(name, tasks, concurrency, 1, [seen])

@@ -1,17 +1,17 @@
 """aiotracker and its peers on Redis, in turns: `python -m benchmarks compare redis`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from tests.services.redis import RedisServer
 
-from .compare import in_turns, medians, ratio
+from .compare import Turn, medians, ratio, take_turns
 from .lifecycle import measure as measure_ours
 from .lifecycle import summarised
-from .machine import fresh
-from .process import MissingPackageError, run
-from .report import figure, say
+from .process import run
+from .report import figure
 
 __all__ = ["PEERS", "measure"]
 
@@ -38,26 +38,12 @@ def measure(
         the peers that are not installed.
     """
     several = f"ours, {PROCESSES} processes"
-    turns: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "ours": lambda made: _on_server(made, lambda url: measure_ours(url, tasks, concurrency, 1)),
-        several: lambda made: _on_server(made, lambda url: measure_ours(url, tasks, concurrency, PROCESSES)),
+    turns: dict[str, Turn] = {
+        "ours": _on_server(lambda url: measure_ours(url, tasks, concurrency, 1)),
+        several: _on_server(lambda url: measure_ours(url, tasks, concurrency, PROCESSES)),
     }
-    for name in peers:
-        turns[name] = lambda made, name=name: _on_server(made, lambda url: _run_peer(name, url, tasks, concurrency))  # type: ignore[misc]  # mypy infers no type for the default
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
-    for round_, (name, turn) in in_turns(turns, rounds):
-        if name in missing:
-            continue
-        with fresh(folder) as made:
-            try:
-                result = turn(made)
-            except MissingPackageError as exc:
-                say(f"{name}: {exc}")
-                missing.append(name)
-                continue
-        runs.setdefault(name, []).append(result)
-        say(f"round {round_} of {rounds}: {name}: {result['per_second']:,.0f}/s")
+    turns |= {name: _on_server(partial(_run_peer, name, tasks, concurrency)) for name in peers}
+    runs, missing = take_turns(turns, folder, rounds)
     results = {name: medians(of_one) for name, of_one in runs.items()}
     ours = results["ours"]
     ratios = {name: ratio(ours, results[name]) for name in peers if name in results}
@@ -75,15 +61,18 @@ def measure(
     }
 
 
-def _on_server(folder: Path, turn: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    server = RedisServer(folder)
-    try:
-        server.start()
-        return turn(server.url)
-    finally:
-        server.kill()
+def _on_server(turn: Callable[[str], dict[str, Any]]) -> Turn:
+    def served(folder: Path) -> dict[str, Any]:
+        server = RedisServer(folder)
+        try:
+            server.start()
+            return turn(server.url)
+        finally:
+            server.kill()
+
+    return served
 
 
-def _run_peer(name: str, url: str, tasks: int, concurrency: int) -> dict[str, Any]:
+def _run_peer(name: str, tasks: int, concurrency: int, url: str) -> dict[str, Any]:
     seen = run(f"benchmarks.contenders.{name}:run", url=url, tasks=tasks, concurrency=concurrency)
     return summarised(name, tasks, concurrency, 1, [seen])

@@ -4,6 +4,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +12,10 @@ from tests.services.ceph import ceph_server
 from tests.services.moto import use_credentials
 from tests.services.s3 import made_bucket
 
-from .compare import in_turns, medians, ratio
+from .compare import Turn, medians, ratio, take_turns
 from .lifecycle import summarised
 from .numbers import middle, milliseconds, percentile, significant
-from .process import MissingPackageError, run, together
+from .process import run, together
 from .report import Figure, figure, say
 
 __all__ = ["PEERS", "PRICES", "dollars", "measure"]
@@ -73,23 +74,10 @@ def measure(
         sizes = dict.fromkeys(("ours", *peers), (tasks, concurrency))
         sizes["ours_log"] = (LOG_TASKS * tasks, LOG_CONCURRENCY)
         targets = {name: f"{name}_s3" for name in sizes} | {"ours_log": "ours_s3_log"}
-        turns: dict[str, Callable[[Path], dict[str, Any]]] = {
-            name: lambda _, name=name: _turn(name, targets[name], where, *sizes[name])  # type: ignore[misc]  # mypy infers no type for the default
-            for name in sizes
+        turns: dict[str, Turn] = {
+            name: partial(_turn, name, targets[name], where, *size) for name, size in sizes.items()
         }
-        runs: dict[str, list[dict[str, Any]]] = {}
-        missing: list[str] = []
-        for number, (name, turn) in in_turns(turns, rounds):
-            if name in missing:
-                continue
-            try:
-                result = turn(folder)
-            except MissingPackageError as exc:
-                say(f"{name}: {exc}")
-                missing.append(name)
-                continue
-            runs.setdefault(name, []).append(result)
-            say(f"round {number} of {rounds}: {name}: {result['per_second']:,.0f}/s")
+        runs, missing = take_turns(turns, folder, rounds)
         results = {name: _medians(of_one) for name, of_one in runs.items()}
         contender = "benchmarks.contenders.ours_s3"
         say("ids that were added before, and a second count")
@@ -103,7 +91,7 @@ def measure(
         )
         say(f"{PROCESSES} processes on one log")
         shared = _shared(where, seconds)
-    result = {
+    result: dict[str, Any] = {
         "ours": results["ours"],
         "ours_log": results["ours_log"],
         "peers": {name: results[name] for name in peers if name in results},
@@ -150,7 +138,7 @@ def _figures(result: dict[str, Any], tasks: int, concurrency: int) -> list[Figur
     ]
 
 
-def _turn(name: str, module: str, where: dict[str, str], tasks: int, concurrency: int) -> dict[str, Any]:
+def _turn(name: str, module: str, where: dict[str, str], tasks: int, concurrency: int, _: Path | None = None) -> dict[str, Any]:
     target = f"benchmarks.contenders.{module}:run"
     seen = run(target, **where, prefix=_prefix(), tasks=tasks, concurrency=concurrency)
     seconds = seen["end"] - seen["start"]

@@ -1,14 +1,12 @@
 """aiotracker and its peers on SQLite, in turns: `python -m benchmarks compare sqlite`."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from .compare import in_turns, medians, ratio, run_peer
+from .compare import Turn, medians, ratio, run_peer, take_turns
 from .lifecycle import measure as measure_ours
-from .machine import fresh
-from .process import MissingPackageError
-from .report import figure, say
+from .report import figure
 
 __all__ = ["PEERS", "measure"]
 
@@ -35,27 +33,13 @@ def measure(
         the peers that are not installed.
     """
     several = f"ours, {PROCESSES} processes"
-    turns: dict[str, Callable[[Path], dict[str, Any]]] = {
+    turns: dict[str, Turn] = {
         "ours": lambda made: measure_ours(f"sqlite:{made}/jobs.db", tasks, concurrency, 1),
         several: lambda made: measure_ours(f"sqlite:{made}/jobs.db", tasks, concurrency, PROCESSES),
     }
     for name in peers:
-        number = min(tasks, SLOW.get(name, tasks))
-        turns[name] = lambda made, name=name, number=number: run_peer(name, made, number, concurrency)  # type: ignore[misc]  # mypy infers no type for the defaults
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
-    for round_, (name, turn) in in_turns(turns, rounds):
-        if name in missing:
-            continue
-        with fresh(folder) as made:
-            try:
-                result = turn(made)
-            except MissingPackageError as exc:
-                say(f"{name}: {exc}")
-                missing.append(name)
-                continue
-        runs.setdefault(name, []).append(result)
-        say(f"round {round_} of {rounds}: {name}: {result['per_second']:,.0f}/s")
+        turns[name] = partial(run_peer, name, min(tasks, SLOW.get(name, tasks)), concurrency)
+    runs, missing = take_turns(turns, folder, rounds)
     results = {name: medians(of_one) for name, of_one in runs.items()}
     ours = results["ours"]
     ratios = {name: ratio(ours, results[name]) for name in peers if name in results}

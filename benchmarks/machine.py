@@ -64,6 +64,7 @@ def fresh(folder: Path) -> Iterator[Path]:
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
+    made.chmod(0o755)  # a server's own user keeps its files in it
     try:
         yield made
     except Exception as exc:

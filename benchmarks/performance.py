@@ -78,7 +78,7 @@ def _tasks(kind: str, folder: Path, scale: float, rounds: int) -> Result:
             seconds[peer] = []
             for tasks in _powers(most * scale):
                 with fresh(folder) as made:
-                    seen = run_peer(peer, made, tasks, min(tasks, CONCURRENCY))
+                    seen = run_peer(peer, tasks, min(tasks, CONCURRENCY), made)
                 seconds[peer].append((tasks, seen["seconds"]))
         except MissingPackageError as exc:
             del seconds[peer]
