@@ -138,7 +138,9 @@ def _figures(result: dict[str, Any], tasks: int, concurrency: int) -> list[Figur
     ]
 
 
-def _turn(name: str, module: str, where: dict[str, str], tasks: int, concurrency: int, _: Path | None = None) -> dict[str, Any]:
+def _turn(
+    name: str, module: str, where: dict[str, str], tasks: int, concurrency: int, _: Path | None = None
+) -> dict[str, Any]:
     target = f"benchmarks.contenders.{module}:run"
     seen = run(target, **where, prefix=_prefix(), tasks=tasks, concurrency=concurrency)
     seconds = seen["end"] - seen["start"]

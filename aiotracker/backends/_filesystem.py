@@ -1,12 +1,18 @@
 """What the trackers on local files need of a file system, and which ones cannot give it."""
 
 import errno
+import fcntl
+import mmap
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from ..errors import StoreError, StoreUnsafeError
 
-__all__ = ["check_local", "explain", "sync_data", "sync_folder", "write_all"]
+__all__ = ["LOCAL_DISK", "Disk", "check_local", "explain", "sync_data", "sync_folder", "write_all"]
 
 # Their locks are advisory among machines at best, or their caches show one machine's writes late to another.
 UNSAFE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs"})
@@ -62,8 +68,6 @@ def sync_data(fd: int) -> None:
     if hasattr(os, "fdatasync"):
         os.fdatasync(fd)
         return
-    import fcntl
-
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, whose fsync leaves the bytes in the disk's cache
     if full_sync is not None:
         fcntl.fcntl(fd, full_sync)
@@ -102,3 +106,114 @@ def explain(exc: OSError, path: Path) -> StoreError:
     if exc.errno == errno.ENOENT:
         return StoreError(f"{path} is gone: somebody removed the store, or a part of it")
     return StoreError(f"{path} cannot be used: {exc}")
+
+
+class Disk:
+    """All that the log asks of the system, so that tests can put another one in its place."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """A descriptor that no child process inherits."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+    def dup(self, fd: int) -> int:
+        """Another descriptor of the same file, with the same locks."""
+        return os.dup(fd)
+
+    def close(self, fd: int) -> None:
+        """Ends it, and with the last one its locks."""
+        os.close(fd)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        """Up to so many bytes."""
+        return os.pread(fd, size, offset)
+
+    def read_file(self, path: Path) -> bytes:
+        """All of it."""
+        return path.read_bytes()
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """All of it, or an error."""
+        write_all(fd, data, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Makes the file so long."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """See `sync_data`."""
+        sync_data(fd)
+
+    def sync_folder(self, path: Path) -> None:
+        """See `sync_folder`."""
+        sync_folder(path)
+
+    def size_and_links(self, fd: int) -> tuple[int, int]:
+        """How long the file is, and how many names it has."""
+        status = os.fstat(fd)
+        return status.st_size, status.st_nlink
+
+    def identity(self, fd: int) -> tuple[int, int]:
+        """Of the file, among all of this process."""
+        status = os.fstat(fd)
+        return status.st_dev, status.st_ino
+
+    def lock(self, fd: int) -> None:
+        """Waits until nobody else has it locked, and locks it."""
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def try_lock(self, fd: int) -> bool:
+        """Locks it, unless somebody else has."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self, fd: int) -> None:
+        """Ends a lock."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def view(self, fd: int, size: int) -> mmap.mmap:
+        """The beginning of a file as everybody sees it now, read without a call to the system."""
+        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is something of that name."""
+        return path.exists()
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether there is a folder of that name."""
+        return path.is_dir()
+
+    def names(self, folder: Path) -> list[str]:
+        """Of all that is in it."""
+        return os.listdir(folder)
+
+    def make_folder(self, path: Path) -> None:
+        """Makes it, unless there is one; it survives a power loss."""
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent)
+
+    def check_local(self, path: Path, allow_unsafe: bool) -> None:
+        """See `check_local`."""
+        check_local(path, allow_unsafe)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """In the place of what had the new name."""
+        os.rename(old, new)
+
+    def remove(self, path: Path) -> None:
+        """Removes a file, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def pause(self, seconds: float) -> None:
+        """Waits."""
+        time.sleep(seconds)
+
+    def start(self, run: Callable[[], None], name: str) -> None:
+        """Runs a function on a thread of its own."""
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+LOCAL_DISK: Final = Disk()

@@ -11,10 +11,12 @@ and the store may commit all the same. A second task, which is seen, waits until
 import asyncio
 import contextlib
 import copy
+import functools
 import logging
 import os
 import random
 import time
+import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -99,7 +101,7 @@ class Pump(Generic[I]):
         pace: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._is_inherited = False  # by a forked child, where nothing of it runs
         self._commit = commit
         self._orphaned = orphaned
         self._blame = blame
@@ -117,6 +119,8 @@ class Pump(Generic[I]):
         self._watching: asyncio.TimerHandle | None = None
         self._closing = False
         self._aborted = False
+        _watch_forks()
+        _pumps.add(self)
 
     def submit(self, item: I, *, urgent: bool = False) -> "asyncio.Future[Any]":
         """Commits an item, and answers with its `answer` or `error`.
@@ -128,7 +132,7 @@ class Pump(Generic[I]):
         if self._closing:
             future.set_exception(StoreError("the tracker is closed"))
             return future
-        if self._pid != os.getpid():
+        if self._is_inherited:
             raise StoreError("this tracker was opened before a fork; open another one in the child process")
         self._put(_Waiting(future, item, time.monotonic(), urgent))
         if self._watching is None:
@@ -275,6 +279,21 @@ class Pump(Generic[I]):
             future.set_result(item.answer)
         else:
             future.set_exception(item.error)
+
+
+# Not asked of the system with each item: that would cost more than the item.
+_pumps: "weakref.WeakSet[Pump[Any]]" = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for pump in _pumps:
+        pump._is_inherited = True
 
 
 async def _see_through(worker: "asyncio.Task[None]") -> None:

@@ -166,10 +166,12 @@ async def learn(
     if put is None or get is None:
         return None
     credentials = await connection.credentials.get_frozen_credentials()
-    kinds = [_kind(sample, body, credentials.secret_key) for sample, body in ((put, SAMPLE_BODY), (get, b""))]
-    if kinds[0] is None or kinds[1] is None:
+    learned_put = _kind(put, SAMPLE_BODY, credentials.secret_key)
+    learned_get = _kind(get, b"", credentials.secret_key)
+    if learned_put is None or learned_get is None:
         return None
-    (put_kind, region, service), (get_kind, *same) = kinds
+    put_kind, region, service = learned_put
+    get_kind, *same = learned_get
     return DirectRequests(connection, region, service, put_kind, get_kind) if same == [region, service] else None
 
 

@@ -1,0 +1,479 @@
+"""One shard of a log on an object store: what one process knows of it, and how it writes to it.
+
+`Shard.commit` is what a group commit calls. One at a time: the transitions of a batch are run on the index, what they
+come to is put as the next segment, and only then is the index changed and anybody answered. Where somebody else was
+faster, the new segments are read and the transitions are run again. A batch that writes nothing is answered when a
+look, made after it was asked, has found no further segment.
+
+Beside that, now and then, a checkpoint is written, and old segments are deleted.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from ..errors import ConflictError, OutcomeUnknownError, StoreCorruptedError, StoreError, StoreUnavailableError
+from ._archive import Archive, Objects, Tries
+from ._log import Batch, Index, Wanted
+from ._s3 import BusyError, together
+from ._segments import (
+    CLOSE,
+    PART_BYTES,
+    Floor,
+    Segment,
+    Times,
+    part_key,
+    read_segment,
+    segment_key,
+    split,
+    write_segment,
+)
+
+__all__ = ["Shard"]
+
+logger = logging.getLogger("aiotracker")
+
+FIRST_LOOK: Final = 4  # segments that are asked for at once by whoever reads a shard for the first time
+WIDEST: Final = 32  # segments that are asked for at once
+TAIL_BYTES: Final = 4 * 1024 * 1024  # of segments behind a checkpoint, before there is another one
+WORTH: Final = 16  # segments for each request that a checkpoint takes, so that it costs a sixteenth at the most
+CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
+LATELY: Final = 12  # turns for which another writer is reckoned with, for each that writes
+SLOT: Final = 1.5  # PUT times that a turn takes; after that the next one looks whether it was used
+NEWEST: Final = 0.2  # the weight of the newest measurement
+ALONE: Final = 24.0  # wins in a row, after which it is found out whether others want to write too
+GAP: Final = 2.0  # PUT times in which somebody who has lost can read what is new, and write
+
+
+class _State:
+    """A shard as of one of its segments."""
+
+    def __init__(self, floor: Floor | None, known_at: float | None) -> None:
+        self.index = Index()
+        self.number = 0 if floor is None else floor.floor
+        self.nonce = "" if floor is None else floor.nonce
+        self.time = None if floor is None else floor.time
+        self.known_at = known_at  # when, by the store's clock, it was certain that what follows is not deleted
+        self.floor = self.number  # as far as is known
+        self.tail_bytes = 0  # of the segments behind the floor
+
+
+class _Pending:
+    """A segment that is on its way."""
+
+    def __init__(self, about: Segment, body: bytes, batch: Batch) -> None:
+        self.about = about
+        self.body = body
+        self.batch = batch
+        self.may_be_stored = False  # an earlier try was not answered
+
+
+class Shard:
+    """One shard of a log.
+
+    Args:
+        objects: Where it is stored.
+        number: Which one.
+        writer: Names this tracker; no other one has it.
+        now: Gives the store's time as best known.
+        patience: Seconds for which a request is tried again.
+        limit: Bytes of a record.
+        read_only: Nothing is written.
+        times: How long things count.
+        committed: Is told of each commit that was stored: operations, bytes, and seconds.
+        conflicted: Is told of each task whose change is made again, since somebody else was faster.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        number: int,
+        *,
+        writer: str,
+        now: Callable[[], datetime],
+        patience: float,
+        limit: int,
+        read_only: bool = False,
+        times: Times | None = None,
+        committed: Callable[[int, int, float], None] | None = None,
+        conflicted: Callable[[str], None] | None = None,
+    ) -> None:
+        self.number = number
+        self._committed = committed
+        self._conflicted = conflicted
+        self._objects = objects
+        self._writer = writer
+        self._now = now
+        self._patience = patience
+        self._limit = limit
+        self._read_only = read_only
+        self._times = times or Times()
+        self._nonces = itertools.count(1)
+        self._state: _State | None = None
+        self._pending: _Pending | None = None
+        self._mismatch: str | None = None  # the key of a segment that did not follow the one before it
+        self._doing = "it was not asked yet"
+        self._others: dict[str, float] = {}  # who else writes, and when that was seen
+        self._put_time = 0.0  # seconds; of late
+        self._won_at = 0.0
+        self._wins = 0  # since others could have had their turn
+        self._alone = 1.0  # wins without others, after which they have their turn
+        self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
+        self._checkpoint: asyncio.Task[None] | None = None
+        self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether others have written to it lately."""
+        if self._others:
+            since = self._lately()
+            self._others = {writer: at for writer, at in self._others.items() if at >= since}
+        return bool(self._others)
+
+    def _lately(self) -> float:
+        turns = LATELY * (len(self._others) + 2)
+        return asyncio.get_running_loop().time() - turns * SLOT * self._put_time
+
+    def blame(self) -> str:
+        """Why a commit may take long."""
+        return f"{self._objects!r}: {self._doing}"
+
+    async def aclose(self) -> None:
+        """Ends what goes on beside the commits."""
+        task = self._checkpoint
+        if task is not None:
+            # Of trackers that live for a moment each, one must come to the end of it.
+            await asyncio.wait({task}, timeout=CLOSE_TIME)
+            task.cancel()
+            await asyncio.wait({task})
+
+    # -- committing
+
+    async def pace(self) -> None:
+        """Before a batch is taken: lets others who write have their turn."""
+        if self.is_contended:
+            with contextlib.suppress(StoreError):  # a commit will tell
+                await self._turn()
+        elif self._wins >= self._alone:
+            # Others may wish to write who never were in time: a loser has to read before it can write again.
+            gap = GAP * self._put_time - (asyncio.get_running_loop().time() - self._won_at)
+            self._wins, self._alone = 0, min(ALONE, 1.25 * self._alone)
+            await asyncio.sleep(max(0.0, gap))
+
+    async def _turn(self) -> None:
+        """Waits while it is the turn of others. All who write take turns in the order of their names."""
+        state = self._state
+        if state is None:
+            return
+        until = state.number + self._before_us(state)
+        while (before := until - state.number) > 0:
+            await asyncio.sleep(before * SLOT * self._put_time * random.uniform(0.9, 1.1))
+            if not await self._read_on(before + 1) or until - state.number == before:
+                return  # whose turn it was has let it pass
+
+    def _before_us(self, state: _State) -> int:
+        """How many others have their turn first."""
+        if not self.is_contended or self._won_at < self._lately():
+            return 0  # the others do not reckon with us: whoever comes to them takes the first chance
+        latest = state.nonce.partition("-")[0]
+        names = sorted({*self._others, self._writer})
+        if latest not in names:
+            return 0
+        return (names.index(self._writer) - names.index(latest) - 1) % len(names)
+
+    async def commit(self, wanted: list[Wanted]) -> None:
+        """Stores what waits, and answers it. See `_pump.Pump`.
+
+        Raises:
+            StoreError: Nothing of it is stored, or whether it is stored is not known.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._pending is not None:
+            await self._settle(self._pending)
+        is_known, races = False, 0  # whether what we know was so after we were asked
+        while True:
+            if self._state is None:
+                await self._load()
+                is_known = True
+                continue
+            state = self._state
+            for want in wanted:
+                want.answer = want.error = None
+            now = self._monotone(state)
+            batch = state.index.batch(wanted, now, self._limit)
+            if not batch.data:
+                if is_known or await self._is_latest(state):
+                    break
+                is_known = self._state is not None
+                continue
+            if await self._append(state, batch, now, wanted):
+                break
+            races += 1
+            if self._conflicted is not None:
+                for task_id in batch.changes:
+                    self._conflicted(task_id)
+            if loop.time() > began + self._patience:
+                raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
+            await self._turn()
+        assert self._state is not None
+        self._mismatch = None
+        # Where others look for work too, all would fight for the same first tasks.
+        self._state.index.first_share = random.random() if self.is_contended else 0.0
+        self._state.index.look(wanted[: batch.taken])
+        for want in wanted[batch.taken :]:
+            want.again = 0.0
+        if batch.data:
+            if self._committed is not None:
+                self._committed(batch.taken, len(batch.data), loop.time() - began)
+            self._consider_checkpoint()
+
+    def _monotone(self, state: _State) -> datetime:
+        # What one machine has written comes before what the next one makes of it, although their clocks differ.
+        now, before = self._now(), state.time
+        return before if before is not None and timedelta() < before - now <= CLOSE else now
+
+    async def _append(self, state: _State, batch: Batch, now: datetime, wanted: list[Wanted]) -> bool:
+        """Puts the next segment; `False` where somebody else has, and its number is taken."""
+        nonce = f"{self._writer}-{next(self._nonces):x}"
+        about = Segment(state.number + 1, self.number, nonce, state.nonce, now)
+        pending = self._pending = _Pending(about, write_segment(about, batch.data), batch)
+        try:
+            return await self._settle(pending)
+        except StoreError as exc:
+            if pending.may_be_stored:
+                for want in wanted:
+                    if want.task_id in batch.changes:
+                        want.error = OutcomeUnknownError(
+                            f"the store did not tell whether a write to {want.task_id!r} landed: {exc}", want.task_id
+                        )
+            raise
+
+    async def _settle(self, pending: _Pending) -> bool:
+        """Puts a segment until it is known whether it counts. While that is not known no other one is put.
+
+        Raises:
+            StoreError: It is not known yet, or it was not put.
+        """
+        state = self._state
+        if state is None:  # what was known turned out to be wrong meanwhile
+            await self._load()
+            state = self._state
+            if state is None or state.number + 1 != pending.about.segment:
+                self._pending = None  # its number is taken: it is in what was read, or nowhere
+                return False
+        try:
+            is_landed = await self._put_segment(state, pending)
+        except StoreError:
+            if not pending.may_be_stored:
+                self._pending = None
+            raise
+        self._pending = None
+        return is_landed
+
+    async def _put_segment(self, state: _State, pending: _Pending) -> bool:
+        loop = asyncio.get_running_loop()
+        key = segment_key(self.number, pending.about.segment)
+        tries = Tries(self._patience)
+        while True:
+            self._doing = f"{key} is being written"
+            began = loop.time()
+            try:
+                await self._objects.put(key, pending.body, absent=True)
+            except ConflictError as exc:
+                self._answered_in(loop.time() - began)
+                # By somebody else, or by ourselves before the answer was lost.
+                nonces = await self._read_after_conflict(state)
+                if nonces is not None:
+                    return pending.about.nonce in nonces
+                await tries.again(StoreUnavailableError(f"{exc}, and is not stored: {self.blame()}"))
+            except BusyError as exc:
+                await tries.again(exc)
+            except StoreUnavailableError as exc:
+                pending.may_be_stored = True
+                await tries.again(exc)
+            else:
+                answered = self._objects.answered
+                break
+        pending.may_be_stored = True
+        self._answered_in(loop.time() - began)
+        if not await self._counts(state, (answered,)):
+            return False
+        state.index.apply(pending.batch)
+        self._advance(state, pending.about, len(pending.body))
+        state.known_at = answered if answered is not None else state.known_at
+        self._wins, self._won_at = self._wins + 1, loop.time()
+        return True
+
+    def _answered_in(self, seconds: float) -> None:
+        self._put_time += (seconds - self._put_time) * (NEWEST if self._put_time else 1.0)
+
+    async def _read_after_conflict(self, state: _State) -> list[str] | None:
+        """The nonces of the segments that follow; `None` where there are none."""
+        before = state.number
+        nonces: list[str] = []
+        await self._read_on(2, nonces)  # the second tells whether there are more
+        return nonces if self._state is not state or state.number > before else None
+
+    # -- which answers count
+
+    async def _counts(self, state: _State, answered: Sequence[float | None]) -> bool:
+        """Whether answers about what follows count. If not, all that is known of the shard is forgotten."""
+        known_at, trust = state.known_at, self._times.trust
+        if known_at is not None and all(at is not None and abs(at - known_at) <= trust for at in answered):
+            return True
+        stood = await self._archive.floor()
+        if stood.floor is not None and stood.floor.floor > state.number:
+            extra = {"event": "shard_read_again", "where": repr(self._objects), "shard": self.number}
+            logger.info(
+                "%r: shard %d is read again: its log was deleted behind us", self._objects, self.number, extra=extra
+            )
+            self._state = None
+            return False
+        state.known_at = stood.at
+        return True
+
+    def _advance(self, state: _State, about: Segment, size: int) -> None:
+        state.number, state.nonce, state.time = about.segment, about.nonce, about.time
+        state.tail_bytes += size
+
+    # -- reading
+
+    async def _is_latest(self, state: _State) -> bool:
+        """Whether no segment follows. Those that do have been read when this returns."""
+        before = state.number
+        await self._read_on(1)
+        return self._state is state and state.number == before
+
+    async def _read_on(self, width: int, nonces: list[str] | None = None) -> bool:
+        """Reads the segments that follow, until there is no further one.
+
+        Args:
+            width: How many are asked for at once, to begin with.
+            nonces: Takes those that were read.
+
+        Returns:
+            Whether what is known is so as of now; `False` where all must be read again.
+        """
+        state = self._state
+        assert state is not None
+        while True:
+            first = state.number + 1
+            self._doing = f"{segment_key(self.number, first)} is being looked for"
+            keys = [segment_key(self.number, first + more) for more in range(width)]
+            answers = await together(map(self._archive.get, keys))
+            found = list(itertools.takewhile(lambda answer: answer[0] is not None, answers))
+            is_end = len(found) < len(answers)
+            relevant = answers[: len(found) + 1] if is_end else answers
+            if not await self._counts(state, [at for _, at in relevant]):
+                return False
+            for number, (stored, _) in enumerate(found, first):
+                assert stored is not None
+                if not self._read_one(state, number, stored.body, nonces):
+                    return False
+                if len(found) > 1:
+                    await asyncio.sleep(0)
+            if is_end:
+                at = relevant[-1][1]
+                state.known_at = at if at is not None else state.known_at
+                return True
+            width = min(WIDEST, 2 * width)
+
+    def _read_one(self, state: _State, number: int, body: bytes, nonces: list[str] | None) -> bool:
+        key = segment_key(self.number, number)
+        path = f"{self._objects!r}{key}"
+        try:
+            about, begin = split(path, body)
+            if (about.segment, about.shard) != (number, self.number):
+                raise StoreCorruptedError(f"{path} is segment {about.segment} of shard {about.shard}", path)
+            if about.before != state.nonce:
+                if self._mismatch == key:
+                    raise StoreCorruptedError(f"{path} does not follow the segment before it", path)
+                extra = {"event": "shard_read_again", "where": path, "shard": self.number}
+                logger.warning("%s does not follow what was read before; the shard is read again", path, extra=extra)
+                self._mismatch = key
+                self._state = None
+                return False
+            read_segment(path, body, begin, state.index)
+        except StoreCorruptedError:
+            self._state = None
+            raise
+        self._advance(state, about, len(body))
+        if about.writer != self._writer:
+            self._others[about.writer] = asyncio.get_running_loop().time()
+        if nonces is not None:
+            nonces.append(about.nonce)
+        return True
+
+    async def _load(self) -> None:
+        """Reads the latest checkpoint, and what follows it."""
+        missing: str | None = None
+        while True:
+            self._doing = "its checkpoint is being read"
+            floor, _, _, at = await self._archive.floor()
+            state = _State(floor, at)
+            if floor is None or await self._archive.read(floor, state.index):
+                break
+            if floor.checkpoint == missing:
+                path = self._archive.path(part_key(self.number, missing, 0))
+                raise StoreCorruptedError(f"{path}, or another part beside it, is missing", path)
+            missing = floor.checkpoint  # there is a later one, or somebody has deleted it
+        self._state = state
+        await self._read_on(FIRST_LOOK)
+
+    # -- checkpoints
+
+    def _consider_checkpoint(self) -> None:
+        state = self._state
+        if state is None or self._read_only or self._checkpoint is not None or not self._is_due(state, self._haste):
+            return
+        # What it says is read before anybody else has a turn.
+        task = asyncio.create_task(
+            self._write_checkpoint(state), name=f"{self._objects!r}: checkpoint of shard {self.number}"
+        )
+        self._checkpoint = task
+        task.add_done_callback(self._checkpoint_ended)
+
+    def _is_due(self, state: _State, haste: float = 1.0) -> bool:
+        live = state.index.live_bytes
+        requests = 5 + 2 * (live // PART_BYTES)
+        tail = state.number - state.floor
+        is_long = state.tail_bytes >= haste * max(TAIL_BYTES, live) and tail >= WORTH // 4 * requests
+        return is_long or tail >= haste * WORTH * requests
+
+    def _checkpoint_ended(self, task: "asyncio.Task[None]") -> None:
+        self._checkpoint = None
+        if task.cancelled():
+            return
+        self._haste = random.uniform(1.0, 1.5)
+        if (exc := task.exception()) is not None:
+            self._haste *= 4  # not with every segment from now on
+            extra = {
+                "event": "checkpoint_failed",
+                "where": repr(self._objects),
+                "shard": self.number,
+                "error_type": type(exc).__name__,
+            }
+            logger.warning(
+                "%r: no checkpoint of shard %d was written: %s", self._objects, self.number, exc, extra=extra
+            )
+
+    async def _write_checkpoint(self, state: _State) -> None:
+        number, nonce, time, size = state.number, state.nonce, state.time, state.tail_bytes
+        entries = state.index.snapshot()
+        floor = (await self._archive.floor()).floor
+        if floor is not None and floor.floor > state.floor:
+            # Another process has written one meanwhile.
+            state.tail_bytes = state.tail_bytes * (state.number - floor.floor) // (state.number - state.floor)
+            state.floor = floor.floor
+            if not self._is_due(state):
+                return
+        assert time is not None
+        if await self._archive.write(number, nonce, time, entries):
+            state.floor = max(state.floor, number)
+            state.tail_bytes -= min(size, state.tail_bytes)
