@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ..errors import TrackerError
 from ._stores import another_store, open_store
-from ._torture import torture
+from ._torture import Rates, torture
 
 __all__ = ["main"]
 
@@ -32,13 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("--no-scan", action="store_true", help="the backend has no scan")
     check.add_argument("--no-delete", action="store_true", help="the backend has no delete")
     check.add_argument("--no-processes", action="store_true", help="the store lives in one process")
-    disturb = commands.add_parser("torture", help="kill and pause workers at random", epilog=EPILOG)
+    disturb = commands.add_parser(
+        "torture", help="kill, stop, block and cut off workers at random, and judge what they did", epilog=EPILOG
+    )
     disturb.add_argument("url")
-    disturb.add_argument("--workers", type=int, default=4, help="processes at once")
-    disturb.add_argument("--tasks", type=int, default=500)
-    disturb.add_argument("--seconds", type=float, default=20.0, help="for which they are disturbed")
-    disturb.add_argument("--seed", type=int, default=0)
+    disturb.add_argument("--workers", type=int, default=8, help="processes at once")
+    disturb.add_argument("--tasks", type=int, default=2000)
+    disturb.add_argument("--seconds", type=float, default=60.0, help="for which they are disturbed")
+    disturb.add_argument("--seed", type=int, help="of the disturbances; by default another one each time")
+    disturb.add_argument("--lease", type=float, default=2.0, help="seconds; a slow store needs more")
+    disturb.add_argument("--kill-every", type=float, default=0.2, metavar="SECONDS", help="0: nobody is killed")
+    disturb.add_argument("--restart-command", metavar="COMMAND", help="restarts the store's server, ten seconds apart")
     disturb.add_argument("--folder", type=Path, help="where the histories are written")
+    disturb.add_argument("--json", action="store_true", help="end with a line of JSON")
     options, rest = parser.parse_known_args(argv)
     if options.command == "check":
         return _check(options, rest)
@@ -78,7 +85,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 async def _torture(options: argparse.Namespace) -> int:
-    reference = another_store(options.url, f"torture-{options.seed}")
+    seed = random.randrange(1_000_000_000) if options.seed is None else options.seed
+    reference = another_store(options.url, f"torture-{seed}")
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,14 +95,19 @@ async def _torture(options: argparse.Namespace) -> int:
             workers=options.workers,
             tasks=options.tasks,
             seconds=options.seconds,
-            seed=options.seed,
+            seed=seed,
             folder=options.folder,
             say=lambda line: sys.stdout.write(f"{line}\n"),
+            rates=Rates(kills=1 / options.kill_every if options.kill_every > 0 else 0.0),
+            restart=options.restart_command,
+            lease=options.lease,
         )
     except TrackerError as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
     sys.stdout.write(f"{report}\n")
+    if options.json:
+        sys.stdout.write(f"{report.line()}\n")
     return 0 if report.ok else 1
 
 

@@ -1,11 +1,8 @@
-"""Real worker processes on one store, killed and paused at random; what they did is judged afterwards.
-
-Run as a program, this is one of the workers.
-"""
+"""Real worker processes on one store, to which everything bad happens at random; what they did is judged afterwards."""
 
 import asyncio
-import contextlib
-import os
+import functools
+import heapq
 import random
 import shutil
 import signal
@@ -15,39 +12,89 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from .._core.retry import Retry
 from .._core.task import Task
-from ..errors import LeaseLostError, OutcomeUnknownError, StoreUnavailableError, TaskUnavailableError
-from ..running import RunningTask
 from ..tracker import BaseTracker
 from ._history import Event, Violation, check_history, read_history
-from ._spawn import command
+from ._nursery import Nursery
+from ._proxy import CutProxy, can_be_cut
 from ._stores import open_store
+from ._worker import LEDGER, POISON_ATTEMPTS, SLOT, Settings, task_ids
 
-__all__ = ["Report", "torture"]
+__all__ = ["Rates", "Report", "torture"]
 
-LEASE = 2.0  # seconds
-MAX_ATTEMPTS = 100
-DRAIN_TIME = 120.0  # seconds in which workers that nobody disturbs bring everything to its end
-CONCURRENCY = 16
-MAX_PACE = 1.0  # seconds that a body takes on average, at the most
+LEASE: Final = 2.0  # seconds
+CLOCK_SKEW: Final = 0.5  # seconds
+MAX_ATTEMPTS: Final = 200
+DRAIN_TIME: Final = 180.0  # seconds in which workers that nobody disturbs bring everything to its end
+CONCURRENCY: Final = 16
+MAX_PACE: Final = 0.6  # seconds that a body takes on average, at the most
+WINDOW: Final = 100  # tasks that are added at once
+NAMED: Final = 20  # violations that are printed
+DRIVERS: Final = {
+    "postgresql": "asyncpg",
+    "postgres": "asyncpg",
+    "redis": "redis",
+    "s3": "aioboto3",
+    "s3+log": "aioboto3",
+    "dynamodb": "aioboto3",
+}
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """How often what is done, in times a second.
+
+    Attributes:
+        kills: SIGKILL, of workers that are neither stopped nor blocked.
+        stops: SIGSTOP, mostly for longer than a lease, then SIGCONT.
+        blocks: Of an event loop, mostly for longer than a lease.
+        shifts: Of a worker's wall clock, half of them beyond `clock_skew`.
+        cancels: Of a body, a third of them twice.
+        cuts: Of the network, where there is one.
+        restarts: Of the server, where it is known how.
+    """
+
+    kills: float = 5.0
+    stops: float = 0.5
+    blocks: float = 0.3
+    shifts: float = 1.0
+    cancels: float = 3.0
+    cuts: float = 0.2
+    restarts: float = 0.1
+
+
+USUAL: Final = Rates()
 
 
 class Report(msgspec.Struct):
     """What a torture came to."""
 
+    store: str  # the scheme of its URL
+    workers: int
     tasks: int
-    kills: int
-    pauses: int
-    events: Counter[str]
-    seconds: float
-    violations: list[Violation]
-    folder: str  # where the histories are
+    seconds: float  # all of it
+    kills: int = 0
+    poisoned: int = 0  # workers killed by a task
+    stops: int = 0
+    blocks: int = 0
+    shifts: int = 0
+    cancels: int = 0
+    cuts: int = 0
+    restarts: int = 0
+    ops: int = 0  # events that workers wrote down
+    events: dict[str, int] = {}
+    statuses: dict[str, int] = {}  # of the tasks in the end
+    refused_effects: int = 0  # effects of stale holders, refused by their fence
+    violations: list[Violation] = []
+    seed: int = 0
+    folder: str = ""  # where the histories are
+    versions: dict[str, str] = {}
 
     @property
     def ok(self) -> bool:
@@ -55,267 +102,302 @@ class Report(msgspec.Struct):
         return not self.violations
 
     def __str__(self) -> str:
+        faults = ("kills", "poisoned", "stops", "blocks", "shifts", "cancels", "cuts", "restarts")
         lines = [
-            f"{self.tasks:,} tasks, {self.kills} kills, {self.pauses} pauses, {self.seconds:.1f} s: "
-            + ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.events.items()))
+            f"{self.tasks:,} tasks, {self.workers} workers, {self.seconds:.1f} s: "
+            + ", ".join(f"{getattr(self, name)} {name}" for name in faults),
+            "events: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.events.items())),
+            "tasks: " + ", ".join(f"{count:,} {status}" for status, count in sorted(self.statuses.items())),
         ]
-        lines += [f"BROKEN {violation}" for violation in self.violations]
-        lines.append("every promise was kept" if self.ok else f"the histories are in {self.folder}")
+        lines += [f"BROKEN {violation}" for violation in self.violations[:NAMED]]
+        if len(self.violations) > NAMED:
+            lines.append(f"... and {len(self.violations) - NAMED} more")
+        lines.append("every promise was kept" if self.ok else f"seed {self.seed}; the histories are in {self.folder}")
         return "\n".join(lines)
+
+    def line(self) -> str:
+        """All of it as a line of JSON."""
+        return msgspec.json.encode(self).decode()
 
 
 async def torture(
     reference: str,
     *,
-    workers: int = 4,
-    tasks: int = 500,
-    seconds: float = 20.0,
+    workers: int = 8,
+    tasks: int = 2000,
+    seconds: float = 60.0,
     seed: int = 0,
     folder: Path | None = None,
     say: Callable[[str], object] = lambda line: None,
+    rates: Rates = USUAL,
+    restart: str | Callable[[], object] | None = None,
+    lease: float = LEASE,
 ) -> Report:
-    """Lets workers loose on a store, kills and pauses them, and judges what they did.
+    """Lets workers loose on a store, does to them what machines and networks do, and judges what they did.
 
     Args:
         reference: Of an empty store, as for `open_store`.
         workers: Processes at once; a killed one is replaced.
-        tasks: How many.
+        tasks: How many; one in 400 kills whoever runs it.
         seconds: How long they are disturbed; then they have time to finish.
         seed: Of the disturbances.
         folder: Where the histories are written; by default a temporary one, which is kept if a promise was broken.
         say: Is told how it goes.
+        rates: How often what is done.
+        restart: Restarts the store's server, and returns when it answers again: a function, called in a thread, or a
+            command of the shell.
+        lease: Of the workers, in seconds.
     """
-    began = time.monotonic()
-    chance = random.Random(seed)
-    ids = [f"task-{index}" for index in range(tasks)]
-    async with open_store(reference, lease=LEASE) as tracker:
-        added = await _add(tracker, ids)
     histories = folder or Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiotracker-torture-"))
-    # So that there is something to disturb all the time.
-    pace = min(MAX_PACE, workers * CONCURRENCY * seconds / tasks / 2)
-    crew = _Crew(reference, histories, tasks, seed, pace)
-    try:
-        await asyncio.to_thread(crew.start, workers)
-        until = began + seconds
-        while time.monotonic() < until and not crew.is_done():
-            await asyncio.sleep(chance.uniform(0.05, 0.5))
-            if chance.random() < 0.7:
-                await asyncio.to_thread(crew.kill_and_replace, chance)
-            else:
-                crew.pause(chance, LEASE * chance.uniform(0.5, 2.0))
-        say(f"disturbed for {time.monotonic() - began:.1f} s; now they may finish")
-        finished = await asyncio.to_thread(crew.finish, DRAIN_TIME)
-    finally:
-        await asyncio.to_thread(crew.end)
-    events = added + await asyncio.to_thread(crew.histories)
-    async with open_store(reference, lease=LEASE) as tracker:
-        records: dict[str, Task | None] = {task_id: await tracker.load(task_id) for task_id in ids}
-    violations = check_history(events, records, max_attempts=MAX_ATTEMPTS)
+    settings = Settings(
+        reference=reference,
+        folder=str(histories),
+        tasks=tasks,
+        poison=max(1, tasks // 400),
+        seed=seed,
+        # So that there is something to disturb all the time.
+        pace=min(MAX_PACE, workers * CONCURRENCY * seconds / tasks / 4),
+        begun=0.0,
+        seconds=0.9 * seconds,
+        lease=lease,
+        clock_skew=CLOCK_SKEW,
+        max_attempts=MAX_ATTEMPTS,
+        concurrency=CONCURRENCY,
+    )
+    ids = task_ids(settings)
+    async with await asyncio.to_thread(open_store, reference) as tracker:  # it may import a driver
+        added = await _add(tracker, ids)
+    began = time.monotonic()
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(CutProxy(reference)) if can_be_cut(reference) else None
+        through = reference if proxy is None else proxy.reference
+        settings = msgspec.structs.replace(settings, begun=began, reference=through)
+        crew = _Crew(settings, workers, rates, proxy, restart, asyncio.get_running_loop())
+        finished = await asyncio.to_thread(crew.run, seconds, say)
+    events = added + await asyncio.to_thread(_histories, histories)
+    async with open_store(reference) as tracker:
+        records = {task_id: await tracker.load(task_id) for task_id in ids}
+    poison = {task_id: POISON_ATTEMPTS for task_id in ids if task_id.startswith("poison")}
+    violations = await asyncio.to_thread(
+        functools.partial(check_history, events, records, max_attempts=MAX_ATTEMPTS, poison=poison)
+    )
     if not finished:
         violations.append(Violation("*", "nothing is stuck", f"workers did not finish within {DRAIN_TIME:g} s"))
     violations += [Violation("*", "workers end well", error) for error in crew.errors]
-    counts = Counter(event.kind if event.kind != "ended" else event.outcome for event in events)
     if folder is None and not violations:
         await asyncio.to_thread(shutil.rmtree, histories)
-    return Report(tasks, crew.kills, crew.pauses, counts, time.monotonic() - began, violations, str(histories))
+    kinds = Counter(event.kind for event in events)
+    return Report(
+        store=reference.partition(":")[0],
+        workers=workers,
+        tasks=tasks,
+        seconds=round(time.monotonic() - began, 1),
+        kills=crew.done["kills"],
+        poisoned=crew.done["poisoned"],
+        stops=crew.done["stops"],
+        blocks=kinds["blocked"],
+        shifts=kinds["shifted"] + kinds["shifted_beyond"],
+        cancels=kinds["cancelled"],
+        cuts=crew.done["cuts"],
+        restarts=crew.done["restarts"],
+        ops=len(events),
+        events=dict(Counter(event.outcome if event.kind == "ended" else event.kind for event in events if event.task)),
+        statuses=dict(Counter("gone" if task is None else str(task.status) for task in records.values())),
+        refused_effects=sum(event.kind == "effect" and not event.accepted for event in events),
+        violations=violations,
+        seed=seed,
+        folder=str(histories),
+        versions=await asyncio.to_thread(_versions, reference),
+    )
+
+
+def _versions(reference: str) -> dict[str, str]:
+    found = {"python": sys.version.split()[0], "aiotracker": version("aiotracker")}
+    driver = DRIVERS.get(reference.partition(":")[0])
+    if driver is not None:
+        try:
+            found[driver] = version(driver)
+        except PackageNotFoundError:
+            found[driver] = "?"
+    return found
 
 
 async def _add(tracker: BaseTracker[Any, Any], ids: list[str]) -> list[Event]:
     await tracker.add_many(ids)
-    events = []
-    for task_id in ids:
-        task = await tracker.load(task_id)
-        if task is not None:
-            events.append(Event(kind="added", task=task_id, fence=task.fence, time=time.monotonic()))
+    events: list[Event] = []
+    for begin in range(0, len(ids), WINDOW):
+        found: list[Task | None] = await asyncio.gather(*(tracker.load(i) for i in ids[begin : begin + WINDOW]))
+        now = time.monotonic()
+        events += [Event(kind="added", task=task.id, fence=task.fence, time=now) for task in found if task is not None]
+    return events
+
+
+def _histories(folder: Path) -> list[Event]:
+    events: list[Event] = []
+    for path in sorted(folder.glob("worker-*.jsonl")):
+        with path.open("rb") as file:
+            events += read_history(file)
     return events
 
 
 class _Crew:
-    """The worker processes, and what is done to them. Used by one thread at a time."""
-
-    def __init__(self, reference: str, folder: Path, tasks: int, seed: int, pace: float) -> None:
-        self._args = [reference, str(folder), str(tasks), str(pace)]
-        self._folder = folder
-        self._seed = seed
-        self._workers: list[subprocess.Popen[bytes]] = []
-        self._paused: dict[int, float] = {}  # by pid: until when
-        self._started = 0
-        self.kills = 0
-        self.pauses = 0
-        self.errors: list[str] = []
-
-    def start(self, count: int) -> None:
-        for _ in range(count):
-            self._started += 1
-            with (self._folder / f"worker-{self._started}.err").open("wb") as errors:
-                program = command(__name__, *self._args, str(self._started), str(self._seed))
-                self._workers.append(subprocess.Popen(program, stderr=errors))
-
-    def is_done(self) -> bool:
-        """A worker that ends by itself has seen that every task is final."""
-        self._wake()
-        return any(worker.poll() is not None for worker in self._workers)
-
-    def kill_and_replace(self, chance: random.Random) -> None:
-        victim = chance.choice(self._workers)
-        if victim.poll() is None:
-            victim.kill()
-            victim.wait()
-            self._workers.remove(victim)
-            self._paused.pop(victim.pid, None)
-            self.kills += 1
-            self.start(1)
-
-    def pause(self, chance: random.Random, seconds: float) -> None:
-        victim = chance.choice(self._workers)
-        if victim.poll() is None and victim.pid not in self._paused:
-            victim.send_signal(signal.SIGSTOP)
-            self._paused[victim.pid] = time.monotonic() + seconds
-            self.pauses += 1
-
-    def _wake(self, *, all_of_them: bool = False) -> None:
-        for worker in self._workers:
-            until = self._paused.get(worker.pid)
-            if until is not None and (all_of_them or until <= time.monotonic()):
-                del self._paused[worker.pid]
-                worker.send_signal(signal.SIGCONT)
-
-    def finish(self, seconds: float) -> bool:
-        """Whether all workers ended by themselves in time."""
-        deadline = time.monotonic() + seconds
-        while any(worker.poll() is None for worker in self._workers):
-            if time.monotonic() > deadline:
-                return False
-            self._wake()
-            time.sleep(0.05)
-        for worker in self._workers:
-            if worker.returncode:
-                self.errors.append(f"a worker ended with {worker.returncode}: {self._complaint()}")
-        return True
-
-    def _complaint(self) -> str:
-        texts = [path.read_text(errors="replace") for path in sorted(self._folder.glob("worker-*.err"))]
-        return next((text[-1000:] for text in texts if "Traceback" in text), "see the files beside the histories")
-
-    def end(self) -> None:
-        self._wake(all_of_them=True)
-        for worker in self._workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-
-    def histories(self) -> list[Event]:
-        events: list[Event] = []
-        for path in sorted(self._folder.glob("worker-*.jsonl")):
-            with path.open("rb") as file:
-                events += read_history(file)
-        return events
-
-
-class _Worker:
-    """One worker process: it runs every task that it can get, until all are final, and writes down what it does."""
+    """The worker processes, and what is done to them. Used by one thread."""
 
     def __init__(
-        self, tracker: BaseTracker[Any, Any], history: int, name: str, pace: float, chance: random.Random
+        self,
+        settings: Settings,
+        workers: int,
+        rates: Rates,
+        proxy: CutProxy | None,
+        restart: str | Callable[[], object] | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._tracker = tracker
-        self._history = history
-        self._name = name
-        self._pace = pace
-        self._chance = chance
+        self._settings = settings
+        self._workers = workers
+        self._rates = rates
+        self._proxy = proxy
+        self._restart = restart
+        self._loop = loop
+        self._chance = random.Random(settings.seed)
+        self._alive: set[int] = set()
+        self._killed: set[int] = set()
+        self._spared: dict[int, float] = {}  # stopped or blocked: until when
+        self._stopped: dict[int, float] = {}
+        self._started = 0
+        self._is_done = False
+        self.done: Counter[str] = Counter()
+        self.errors: list[str] = []
 
-    async def run(self, tasks: int) -> None:
-        ids = [f"task-{index}" for index in range(tasks)]
-        self._chance.shuffle(ids)
-        left = asyncio.Queue[str]()
-        for task_id in ids:
-            left.put_nowait(task_id)
-        await asyncio.gather(*(self._pull(left) for _ in range(CONCURRENCY)))
-
-    async def _pull(self, left: asyncio.Queue[str]) -> None:
-        while not left.empty():
-            task_id = left.get_nowait()
-            pause = await self._once(task_id)
-            if pause is not None:
-                left.put_nowait(task_id)
-                await asyncio.sleep(pause)
-
-    async def _once(self, task_id: str) -> float | None:
-        """One try; seconds until the next one, or `None` where the task is final."""
-        asked, entered = time.monotonic(), 0
+    def run(self, seconds: float, say: Callable[[str], object]) -> bool:
+        """Disturbs workers for some seconds, and lets them finish; whether they did in time."""
+        with open(Path(self._settings.folder, LEDGER), "wb") as ledger:
+            ledger.truncate(self._settings.tasks * SLOT)
+        self._nursery = Nursery(self._settings)
         try:
-            async with self._tracker.run(task_id) as task:
-                entered = task.fence
-                self._write("claimed", task, asked=asked, lease_left=task.lease_left)
-                await self._body(task)
-            self._tell("ended", task_id, entered, "succeeded")
-        except TaskUnavailableError as exc:
-            return None if exc.retry_after is None else min(exc.retry_after, 0.2)
-        except LeaseLostError:
-            if entered:
-                self._tell("ended", task_id, entered, "lost")
-            return 0.0
-        except (OutcomeUnknownError, StoreUnavailableError):
-            if entered:
-                self._tell("unknown", task_id, entered, "")
-            return 0.1
-        except (asyncio.CancelledError, TimeoutError):
-            self._tell("ended", task_id, entered, "released")
-            return 0.0
-        except ValueError:
-            self._tell("ended", task_id, entered, "failed")
-            return 0.0
-        return None
-
-    async def _body(self, task: RunningTask[Any]) -> None:
-        dice = self._chance.random()
-        outcome = "released"
-        try:
-            await asyncio.sleep(self._chance.uniform(0, 2 * self._pace))
-            self._write("effect", task)
-            if dice < 0.1:
-                await asyncio.sleep(self._chance.uniform(0, LEASE))
-                await task.save()
-                self._write("alive", task, lease_left=task.lease_left)
-            elif dice < 0.2:
-                outcome = "failed"
-                raise ValueError("as the dice say")
-            elif dice < 0.25:
-                async with asyncio.timeout(0.01):
-                    await asyncio.sleep(1)
-            task.result = task.fence
-            outcome = "succeeded"
-        except LeaseLostError:
-            outcome = "lost"
-            raise
-        except TimeoutError:
-            outcome = "failed"
-            raise ValueError("a time-out of its own") from None
+            for _ in range(self._workers):
+                self._start()
+            self._disturb(self._settings.begun + seconds)
+            say(f"disturbed for {time.monotonic() - self._settings.begun:.1f} s; now they may finish")
+            return self._finish()
         finally:
-            self._write("ending", task, outcome=outcome)
+            self._nursery.close()
 
-    def _write(self, kind: Any, task: RunningTask[Any], **more: Any) -> None:
-        self._put(Event(kind=kind, task=task.id, fence=task.fence, time=time.monotonic(), worker=self._name, **more))
+    def _start(self) -> None:
+        self._started += 1
+        self._alive.add(self._started)
+        self._nursery.start(self._started)
 
-    def _tell(self, kind: Any, task_id: str, fence: int, outcome: str) -> None:
-        self._put(
-            Event(kind=kind, task=task_id, fence=fence, time=time.monotonic(), outcome=outcome, worker=self._name)
-        )
+    def _disturb(self, until: float) -> None:
+        planned: list[tuple[float, str]] = []
+        now = time.monotonic()
+        for name, rate in msgspec.structs.asdict(self._rates).items():
+            if rate > 0 and self._can(name):
+                heapq.heappush(planned, (now + 1 / rate, name))
+        while (now := time.monotonic()) < until and not self._is_done:
+            self._wake(now)
+            self._look(0.0)
+            if planned and planned[0][0] <= now:
+                due, name = heapq.heappop(planned)
+                getattr(self, f"_{name}")(now)
+                # Kills come like a clock, the rest at random.
+                rate = getattr(self._rates, name)
+                pause = 1 / rate if name == "kills" else self._chance.expovariate(rate)
+                heapq.heappush(planned, (max(due + pause, now), name))
+                continue
+            self._look(0.01)
 
-    def _put(self, event: Event) -> None:
-        # One write a line, so that a kill cuts off the last line at most.
-        os.write(self._history, msgspec.json.encode(event) + b"\n")
+    def _can(self, name: str) -> bool:
+        return {"cuts": self._proxy is not None, "restarts": self._restart is not None}.get(name, True)
 
+    def _victim(self, now: float) -> int | None:
+        for number in [number for number, until in self._spared.items() if until <= now]:
+            del self._spared[number]
+        free = sorted(self._alive - self._spared.keys() - self._killed)
+        return self._chance.choice(free) if free else None
 
-async def _work(reference: str, folder: str, tasks: str, pace: str, number: str, seed: str) -> None:
-    name = f"worker-{number}"
-    history = os.open(Path(folder) / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    retry = Retry(MAX_ATTEMPTS, delay=0)
-    async with open_store(reference, lease=LEASE, retry=retry, worker=name) as tracker:
-        await _Worker(tracker, history, name, float(pace), random.Random(f"{seed}/{number}")).run(int(tasks))
-    with contextlib.suppress(OSError):
-        os.close(history)
+    def _kills(self, now: float) -> None:
+        if (victim := self._victim(now)) is not None:
+            self._killed.add(victim)
+            self._nursery.signal(victim, signal.SIGKILL)
 
+    def _stops(self, now: float) -> None:
+        # Most are left to be killed.
+        if len(self._spared) < self._workers // 2 and (victim := self._victim(now)) is not None:
+            seconds = self._settings.lease * self._chance.uniform(0.5, 2.0)
+            self._nursery.signal(victim, signal.SIGSTOP)
+            self._stopped[victim] = now + seconds
+            self._spared[victim] = now + seconds + self._settings.lease / 2
+            self.done["stops"] += 1
 
-if __name__ == "__main__":
-    asyncio.run(_work(*sys.argv[1:]))
+    def _blocks(self, now: float) -> None:
+        if len(self._spared) < self._workers // 2 and (victim := self._victim(now)) is not None:
+            seconds = self._settings.lease * self._chance.uniform(0.5, 2.0)
+            self._nursery.tell(victim, do="block", seconds=seconds)
+            self._spared[victim] = now + seconds + self._settings.lease / 2
+
+    def _shifts(self, now: float) -> None:
+        if (victim := self._victim(now)) is not None:
+            skew, sign = self._settings.clock_skew, self._chance.choice((-1, 1))
+            within = self._chance.random() < 0.5
+            most = self._chance.uniform(0, skew / 2) if within else self._chance.uniform(skew, 3 * self._settings.lease)
+            self._nursery.tell(victim, do="shift", offset=sign * most)
+
+    def _cancels(self, now: float) -> None:
+        if (victim := self._victim(now)) is not None:
+            self._nursery.tell(victim, do="cancel", twice=self._chance.random() < 0.33)
+
+    def _cuts(self, now: float) -> None:
+        assert self._proxy is not None
+        cut = self._proxy.reset if self._chance.random() < 0.6 else self._proxy.swallow
+        asyncio.run_coroutine_threadsafe(cut(self._chance.uniform(0.05, 0.75 * self._settings.lease)), self._loop)
+        self.done["cuts"] += 1
+
+    def _restarts(self, now: float) -> None:
+        assert self._restart is not None
+        if isinstance(self._restart, str):
+            done = subprocess.run(self._restart, shell=True, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{self._restart!r} ended with {done.returncode}: {done.stderr[-500:]}")
+        else:
+            self._restart()
+        self.done["restarts"] += 1
+
+    def _wake(self, now: float) -> None:
+        for number in [number for number, until in self._stopped.items() if until <= now]:
+            del self._stopped[number]
+            self._nursery.signal(number, signal.SIGCONT)
+
+    def _look(self, seconds: float) -> None:
+        """Replaces those that have ended, unless by themselves: those have seen that every task is final."""
+        while (ended := self._nursery.ended(seconds)) is not None:
+            seconds = 0.0
+            self._alive.discard(ended.number)
+            self._spared.pop(ended.number, None)
+            self._stopped.pop(ended.number, None)
+            if ended.number in self._killed:
+                self.done["kills"] += ended.status == -signal.SIGKILL
+            elif ended.status == -signal.SIGKILL:
+                self.done["poisoned"] += 1
+            elif ended.status == 0:
+                self._is_done = True
+                continue
+            else:
+                self.errors.append(f"a worker ended with {ended.status}: {self._complaint(ended.number)}")
+                if len(self.errors) > self._workers:
+                    self._is_done = True
+                    continue
+            if not self._is_done:
+                self._start()
+
+    def _complaint(self, number: int) -> str:
+        text = Path(self._settings.folder, f"worker-{number}.err").read_text(errors="replace")
+        return text[-1500:] or "without a word"
+
+    def _finish(self) -> bool:
+        deadline = time.monotonic() + DRAIN_TIME
+        while self._alive:
+            self._wake(time.monotonic())
+            if time.monotonic() > deadline:
+                return False
+            self._look(0.05)
+        return True

@@ -28,8 +28,8 @@ from aiotracker import (
     UnsupportedError,
     open_tracker,
 )
-from aiotracker.backends import _commit, _filesystem, file
-from aiotracker.backends._filesystem import kind_of
+from aiotracker.backends import _commit, _filesystem, _log_files
+from aiotracker.backends._filesystem import Disk, kind_of
 from tests.conftest import require
 
 
@@ -50,11 +50,11 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = _filesystem.sync_data
 
-    def counted(fd: int) -> None:
+    def counted(disk: BadDisk, fd: int) -> None:
         calls.append(fd)
         real(fd)
 
-    monkeypatch.setattr(file, "sync_data", counted)
+    monkeypatch.setattr(Disk, "sync", counted)
     return calls
 
 
@@ -142,7 +142,7 @@ async def test_a_value_that_cannot_be_stored_fails_alone(tracker: FileTracker) -
 # -- failed writes
 
 
-class Disk:
+class BadDisk:
     """Writes and syncs that fail when told so."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Disk:
         self.sync_fails = False
         self.truncate_fails = False
 
-    def write_all(self, fd: int, data: bytes, offset: int) -> None:
+    def write(self, fd: int, data: bytes, offset: int) -> None:
         if self.writes_left < 0:
             _filesystem.write_all(fd, data, offset)
             return
@@ -158,30 +158,28 @@ class Disk:
         if self.writes_left < len(data):
             raise OSError(28, "No space left on device")
 
-    def sync_data(self, fd: int) -> None:
+    def sync(self, fd: int) -> None:
         if self.sync_fails:
             raise OSError(5, "Input/output error")
         _filesystem.sync_data(fd)
 
+    def truncate(self, fd: int, size: int) -> None:
+        if self.truncate_fails:
+            raise OSError(5, "Input/output error")
+        os.ftruncate(fd, size)
+
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, truncate = Disk(), os.ftruncate
-
-    def ftruncate(fd: int, size: int) -> None:
-        if disk.truncate_fails:
-            raise OSError(5, "Input/output error")
-        truncate(fd, size)
-
-    monkeypatch.setattr(file, "write_all", disk.write_all)
-    monkeypatch.setattr(file, "sync_data", disk.sync_data)
-    monkeypatch.setattr(os, "ftruncate", ftruncate)
+def disk(monkeypatch: pytest.MonkeyPatch) -> BadDisk:
+    disk = BadDisk()
+    for name in ("write", "sync", "truncate"):
+        monkeypatch.setattr(Disk, name, staticmethod(getattr(disk, name)))
     return disk
 
 
 @pytest.mark.parametrize("written", [0, 1, 300])
 async def test_a_short_write_fails_its_batch_and_leaves_no_trace(
-    tracker: FileTracker, store: Path, disk: Disk, written: int
+    tracker: FileTracker, store: Path, disk: BadDisk, written: int
 ) -> None:
     await run(tracker, "a")
     before = logs(store)[0].read_bytes()
@@ -196,7 +194,7 @@ async def test_a_short_write_fails_its_batch_and_leaves_no_trace(
 
 
 async def test_a_write_that_cannot_be_taken_back_stops_the_tracker_until_it_is_reopened(
-    tracker: FileTracker, store: Path, disk: Disk
+    tracker: FileTracker, store: Path, disk: BadDisk
 ) -> None:
     await run(tracker, "a")
     disk.writes_left, disk.truncate_fails = 50, True
@@ -212,7 +210,7 @@ async def test_a_write_that_cannot_be_taken_back_stops_the_tracker_until_it_is_r
 
 
 async def test_a_failed_sync_stops_the_tracker_and_is_never_acknowledged(
-    tracker: FileTracker, store: Path, disk: Disk
+    tracker: FileTracker, store: Path, disk: BadDisk
 ) -> None:
     await run(tracker, "a")
     disk.sync_fails = True
@@ -226,7 +224,7 @@ async def test_a_failed_sync_stops_the_tracker_and_is_never_acknowledged(
 
 
 async def test_what_a_writer_took_back_is_forgotten_by_those_who_read_it(
-    tracker: FileTracker, store: Path, disk: Disk
+    tracker: FileTracker, store: Path, disk: BadDisk
 ) -> None:
     await run(tracker, "a")
     disk.sync_fails = True
@@ -419,7 +417,7 @@ async def test_compactions_while_many_claim_lose_nothing_and_let_no_task_run_twi
 async def test_a_log_that_is_mostly_out_of_date_is_compacted_by_itself(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file, "COMPACT_BYTES", 100_000)
+    monkeypatch.setattr(_log_files, "COMPACT_BYTES", 100_000)
     async with FileTracker(store, retry=Retry(1000)) as tracker:
         await churn(tracker, [str(n) for n in range(20)], 30)
         await until(lambda: logs(store)[-1].name != "log-00000001.jsonl")
@@ -442,9 +440,9 @@ async def test_a_compaction_that_fails_leaves_the_old_log_in_use(
         if breaks == "rename":
             patched.setattr(os, "rename", broken)
         elif breaks == "copy":
-            patched.setattr(file.Compaction, "copy", broken)
+            patched.setattr(_log_files.Compaction, "copy", broken)
         else:
-            patched.setattr(file, "seal", broken)
+            patched.setattr(_log_files, "seal", broken)
         with pytest.raises(StoreError):
             await tracker.compact()
     await run(tracker, "c")
@@ -717,11 +715,13 @@ def test_a_forked_child_cannot_use_its_parents_tracker(store: Path) -> None:
 FORK_WHILE_LOCKED = """
 import asyncio, fcntl, os, sys, time
 from aiotracker import FileTracker
-from aiotracker.backends import file
+from aiotracker.backends._filesystem import Disk
 store = sys.argv[1]
-real = file.write_all
-def slow(fd, data, offset):
-    real(fd, data[:20], offset)
+real = Disk.write
+def slow(disk, fd, data, offset):
+    if not data.startswith(b"{"):
+        return real(disk, fd, data, offset)
+    real(disk, fd, data[:20], offset)
     child = os.fork()                    # while the lock is held
     if child == 0:
         sys.stdin.read()                 # idle
@@ -730,7 +730,7 @@ def slow(fd, data, offset):
     time.sleep(60)
 async def main():
     async with FileTracker(store) as tracker:
-        file.write_all = slow
+        Disk.write = slow
         async with tracker.run("a"):
             pass
 asyncio.run(main())

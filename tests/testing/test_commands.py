@@ -1,15 +1,18 @@
 """`python -m aiotracker.testing`, FakeClock, and what needs no pytest."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from aiotracker import InvalidValueError, MemoryTracker, StoreUnavailableError
 from aiotracker.testing import FakeClock, Faults, FaultyTracker, delayed, open_store, reply_lost, unreachable
+from aiotracker.testing._proxy import CutProxy, can_be_cut
 from aiotracker.testing._stores import another_store
 
 
@@ -131,3 +134,57 @@ async def test_faults_come_as_scripted_and_then_by_the_seeds_chance() -> None:
                 await tracker.load("x")
         await tracker.load("x")
     assert [name for _, _, name in faults.requests] == ["well", "unreachable", "reply_lost", "behave"]
+
+
+def test_torture_says_what_was_done_and_what_it_came_to(tmp_path: Path) -> None:
+    args = ["--workers", "2", "--tasks", "10", "--seconds", "1", "--lease", "0.5", "--seed", "5", "--json"]
+    done = run("-m", "aiotracker.testing", "torture", "file:state", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every promise was kept" in done.stdout
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["tasks"], report["seed"], report["violations"]) == (10, 5, [])
+    assert report["statuses"] == {"succeeded": 9, "exhausted": 1}
+    assert report["versions"]["python"] == sys.version.split()[0]
+
+
+async def test_a_cut_network_passes_nothing_on_and_heals() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, CutProxy(f"redis://somebody:secret@127.0.0.1:{port}/3") as proxy:
+        moved = urlsplit(proxy.reference)
+        assert (moved.username, moved.password, moved.path) == ("somebody", "secret", "/3")
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", moved.port)
+            try:
+                writer.write(b"hello")
+                return await reader.read(5)
+            except OSError:
+                return b""
+            finally:
+                writer.transport.abort()
+
+        assert await ask() == b"hello"
+        cut = asyncio.create_task(proxy.reset(0.2))
+        await asyncio.sleep(0)
+        assert await ask() == b""
+        await cut
+        assert await ask() == b"hello"
+        cut = asyncio.create_task(proxy.swallow(0.2))
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(ask())
+        await cut
+        await asking
+        assert await ask() == b"hello"
+
+
+def test_only_what_is_reached_over_plain_tcp_can_be_cut() -> None:
+    assert can_be_cut("redis://h/0")
+    assert can_be_cut("s3://bucket/x?endpoint_url=http://127.0.0.1:9000")
+    for reference in ("file:state", "rediss://h/0", "s3://bucket/x", "s3://b?endpoint_url=https://h", "module:make"):
+        assert not can_be_cut(reference)

@@ -165,6 +165,87 @@ def test_an_effect_of_nobodys_claim_is_found() -> None:
     }
 
 
+def test_an_effect_after_one_of_a_later_fence_is_found() -> None:
+    events = [claimed(11, 1.0), claimed(12, 4.0, "b"), event("effect", 12, 4.5), event("effect", 11, 4.6)]
+    assert rules(events, record(Status.FAILED, fence=12, attempts=2), finished=False) == {"effects are in order"}
+
+
+def test_an_effect_of_an_older_fence_that_was_refused_is_right() -> None:
+    events = [claimed(11, 1.0), claimed(12, 4.0, "b"), event("effect", 12, 4.5)]
+    events.append(event("effect", 11, 4.6, accepted=False))
+    assert rules(events, record(Status.FAILED, fence=12, attempts=2), finished=False) == set()
+
+
+def test_an_effect_of_the_latest_fence_that_was_refused_is_found() -> None:
+    events = [claimed(11, 1.0), event("effect", 11, 1.1, accepted=False)]
+    assert rules(events, record(Status.FAILED), finished=False) == {"effects are in order"}
+
+
+def test_a_success_of_a_claim_that_had_been_overtaken_is_found() -> None:
+    events = [claimed(11, 1.0), claimed(12, 3.5, "b"), *ended(11, 4.0)]
+    assert "one outcome" in rules(events, record(fence=12, attempts=2))
+
+
+def test_a_release_that_was_overtaken_is_right_and_one_recorded_as_a_success_is_found() -> None:
+    events = [event("added", 10, 0.0), claimed(11, 1.0), *ended(11, 2.0, "released")]
+    lost = record(Status.PENDING, attempts=1, ends=(End(11, "token", "lease_lost"),))
+    assert rules(events, lost, finished=False) == set()
+    assert "fenced" in rules(events, record())
+
+
+def test_an_attempt_that_was_released_and_counts_all_the_same_is_found() -> None:
+    events = [event("added", 10, 0.0), claimed(11, 1.0), *ended(11, 2.0, "released")]
+    task = record(Status.PENDING, attempts=1, releases=1, ends=(End(11, "token", "released"),))
+    assert rules(events, task, finished=False) == {"crashes count"}
+    assert rules(events, task.replace(releases=11), finished=False) == set()
+
+
+def test_a_task_that_is_exhausted_too_early_is_found() -> None:
+    failure = Failure(1, NOW, "a", "E", "e")
+    task = record(Status.EXHAUSTED, fence=12, attempts=2, errors=(failure,))
+    assert rules([event("added", 10, 0.0)], task) == {"crashes count"}
+
+
+def test_a_task_that_kills_its_workers_and_is_not_exhausted_is_found() -> None:
+    events = [event("added", 10, 0.0), claimed(11, 1.0), event("effect", 11, 1.1), claimed(12, 4.0, "b")]
+    failure = Failure(3, NOW, "a", "E", "e")
+    exhausted = record(Status.EXHAUSTED, fence=13, attempts=3, errors=(failure,))
+    assert rules(events, exhausted, poison={"t": 3}) == set()
+    assert rules(events, exhausted.replace(attempts=4, fence=14), poison={"t": 3}) == {"crashes count"}
+    assert "crashes count" in rules(events, record(Status.PENDING, fence=12, attempts=2), poison={"t": 3})
+
+
+def shift(kind: Any, time: float, worker: str) -> Event:
+    return Event(kind=kind, task="", fence=0, time=time, worker=worker)
+
+
+def early(boots: tuple[str, str], fence: int = 12) -> list[Event]:
+    """A claim while another holds a live lease."""
+    first = event("claimed", 11, 1.0, asked=0.9, lease_left=2.0, worker="a", boot=boots[0])
+    second = event("claimed", fence, 2.5, asked=2.4, lease_left=2.0, worker="b", boot=boots[1])
+    return [event("added", 10, 0.0), first, second, *ended(fence, 4.0)]
+
+
+@pytest.mark.parametrize("boots", [("", ""), ("x", ""), ("x", "y")])
+def test_a_lease_that_only_wall_clocks_could_tell_live_is_not_promised_when_one_is_off_beyond_bounds(
+    boots: tuple[str, str],
+) -> None:
+    task = record(fence=12, attempts=2)
+    for worker in "ab":
+        beyond = shift("shifted_beyond", 2.0, worker)
+        assert rules([*early(boots), beyond], task) == set()
+        assert rules([*early(("x", "x")), beyond], task) == {"one live lease"}, "the boot's clock tells"
+        over = [shift("shifted_beyond", 0.1, worker), shift("shifted", 0.5, worker)]
+        assert rules([*early(boots), *over], task) == {"one live lease"}, "it is right again"
+    assert rules([*early(boots), shift("shifted_beyond", 2.0, "c")], task) == {"one live lease"}
+
+
+def test_a_lease_that_was_taken_by_one_who_died_with_his_clock_off_is_not_held_against_the_next() -> None:
+    events, beyond = early(("x", "x"), fence=13), shift("shifted_beyond", 2.0, "c")
+    assert rules([*events, beyond], record(fence=13, attempts=3)) == set()
+    assert rules(events, record(fence=13, attempts=3)) == {"one live lease"}
+
+
 def test_a_line_cut_off_by_a_kill_is_passed_over() -> None:
     whole = b'{"kind":"claimed","task":"t","fence":1,"time":1.0}\n'
     assert len(read_history([whole, whole[:20]])) == 1
