@@ -76,7 +76,7 @@ chaos: $(INSTALLED) ## The long tests: kills, full disks, shifted clocks.
 mutants: $(INSTALLED) ## Breaks the rules in 700 ways, one at a time; fails where no test of them does. Takes minutes.
 	@rm -rf mutants
 	$(BIN)/python -m mutmut run
-	@survived=$$($(BIN)/python -m mutmut results); \
+	@set -e; survived=$$($(BIN)/python -m mutmut results); \
 	if [ -n "$$survived" ]; then echo "$$survived"; echo "See one: $(BIN)/mutmut show NAME"; exit 1; fi
 
 clean: ## Removes what was made, .venv and the demo's store included.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from aiotracker.testing import FakeClock
 
@@ -16,6 +17,11 @@ if os.environ.get("AIOTRACKER_TEST_LOOP") == "uvloop":
     import uvloop
 
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+# How long an example takes says something about the machine, which may be busy.
+settings.register_profile("aiotracker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("aiotracker")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from aiotracker._core.task import BootTime, Change, End, Failure, Lease, Status,
 from aiotracker._core.transitions import (
     ERRORS_BYTES,
     NO_CHANGES,
-    PURGE_AGE,
     Add,
     Aim,
     Author,
@@ -333,16 +332,19 @@ def test_to_ignore_changes_these_fields_and_no_others() -> None:
     assert Ignore(aim(ignored), ANNA)(ignored, THEN) is ignored
 
 
-@pytest.mark.parametrize("age", [timedelta(), PURGE_AGE - timedelta(microseconds=1), PURGE_AGE])
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize("age", [timedelta(), HOUR - timedelta(microseconds=1), HOUR])
 def test_a_purge_spares_records_younger_than_an_hour_unless_it_is_forced(age: timedelta) -> None:
     kept = Purge(aim(FREE))(FREE, FREE.update_time + age)
-    assert kept is (None if age >= PURGE_AGE else FREE)
+    assert kept is (None if age >= HOUR else FREE)
     assert Purge(aim(FREE, force=True))(FREE, FREE.update_time + age) is None
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_by_hand_what_is_held_is_passed_over_until_its_lease_is_over_or_with_force(force: bool) -> None:
-    old = replace(HELD, update_time=NOW - PURGE_AGE)
+    old = replace(HELD, update_time=NOW - HOUR)
     for rule in (Reset(aim(old, force), ANNA), Ignore(aim(old, force), ANNA), Purge(aim(old, force))):
         assert (rule(old, OVER - timedelta(microseconds=1)) is old) is not force
         assert rule(old, OVER) is not old
@@ -366,6 +368,47 @@ def test_what_gives_an_attempt_back_gives_one_and_never_more_than_there_were(att
         task = transition(replace(HELD, attempts=attempts, releases=0), THEN)
         assert task is not None
         assert task.attempts == (attempts - 1 if attempts else 0)
+
+
+# -- numbers that the documentation names, and what goes without saying
+
+
+def test_the_last_5_errors_and_the_last_8_ends_are_kept() -> None:
+    task: Task = replace(HELD, errors=(), ends=())
+    for attempt in range(1, 11):
+        failed = fail(max_attempts=99)(replace(task, attempts=attempt, lease=HELD.lease), THEN)
+        assert failed is not None
+        task = failed
+    assert [each.attempt for each in task.errors] == [6, 7, 8, 9, 10]
+    assert len(task.ends) == 8
+
+
+@pytest.mark.parametrize(("releases", "attempts"), [(0, 1), (9, 1), (10, 2), (11, 2)])
+def test_ten_releases_in_a_row_give_the_attempt_back(releases: int, attempts: int) -> None:
+    task = Release("mine", NO_CHANGES)(replace(HELD, releases=releases), THEN)
+    assert task is not None
+    assert task.attempts == attempts
+
+
+def test_what_is_not_given_is_what_most_would_want() -> None:
+    added, made = Add("job", "me")(None, NOW), claim()(None, NOW)
+    assert added is not None
+    assert made is not None
+    assert (added.data, added.not_before, added.priority, made.data) == (None, None, 0, None)
+    assert claim()(FREE, THEN) is not FREE, "who asks for a task does not wait for a backoff"
+    due = replace(FREE, backoff=False)
+    assert claim()(due, THEN) is due, "nor overrides a due time"
+    failed = Fail("mine", NO_CHANGES, Cause("E", "m"), 3, True, 0.0)(HELD, THEN)
+    assert failed is not None
+    assert (failed.last_outcome, failed.errors[-1].traceback) == ("error", "")
+    released = Release("mine", NO_CHANGES)(HELD, THEN)
+    assert released is not None
+    assert (released.not_before, released.last_outcome, released.releases) == (THEN, "cancelled", 4)
+    assert (released.note, released.progress, released.steps) == (HELD.note, HELD.progress, HELD.steps)
+    reset = Reset(aim(FREE), Author("anna"))(FREE, THEN)
+    assert reset is not None
+    assert reset.changes[-1].reason == ""
+    assert reset.steps == FREE.steps
 
 
 # -- how much is kept of errors
