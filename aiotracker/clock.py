@@ -92,7 +92,7 @@ async def wait_until(clock: Clock, event: asyncio.Event, seconds: float | None) 
     if seconds is None:
         await event.wait()
         return False
-    sleeping = asyncio.ensure_future(clock.sleep(max(0.0, seconds)))
+    sleeping = asyncio.ensure_future(_sleep_until(clock, clock.monotonic() + seconds))
     waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({sleeping, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,3 +101,8 @@ async def wait_until(clock: Clock, event: asyncio.Event, seconds: float | None) 
         if not sleeping.get_loop().is_closed():
             sleeping.cancel()
             waiting.cancel()
+
+
+async def _sleep_until(clock: Clock, end: float) -> None:
+    # What is left is read where the sleep begins, which a blocked event loop may put off for as long as it likes.
+    await clock.sleep(max(0.0, end - clock.monotonic()))

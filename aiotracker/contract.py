@@ -100,7 +100,8 @@ class Contract(ABC):
 
         Raises:
             OutcomeUnknownError: Whether the write landed could not be found out in time.
-            StoreUnavailableError: The store could not be read in time; nothing was written.
+            StoreUnavailableError: The store gave no answer in time. Where commits are shared, the write may have
+                landed.
         """
         return self._update(task_id, transition, known)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,9 @@ if os.environ.get("AIOTRACKER_TEST_LOOP") == "uvloop":
 
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
+
+# A shell has its background jobs ignore Ctrl-C, and so would whatever the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something about the machine, which may be busy.
 settings.register_profile("aiotracker", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -206,6 +206,23 @@ async def test_a_loop_that_lags_a_little_is_not_told(
     await end(run)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_loop_that_was_blocked_at_any_moment_of_the_keepers_turn_renews_as_soon_as_it_goes_on(
+    store: Store, clock: FakeClock, turns: int
+) -> None:
+    run = await hold(store, "job")
+    clock.jump(5)
+    for _ in range(turns):  # the keeper looks, finds nothing due, and begins to wait
+        await asyncio.sleep(0)
+    clock.jump(50)
+    await settle()
+    assert "Renew job" in store.asked
+    clock.jump(30)
+    await settle()
+    assert not run.done()
+    await end(run)
+
+
 async def test_a_lease_whose_asyncio_task_is_gone_is_not_renewed(store: Store, clock: FakeClock) -> None:
     await asyncio.create_task(store.run("job").__aenter__())
     store.asked.clear()
@@ -397,6 +414,15 @@ async def test_waiting_ends_with_the_event_or_with_the_time(clock: FakeClock) ->
     assert not await waiting
     assert not await forever
     assert not await wait_until(clock, event, 10.0)
+
+
+async def test_a_wait_is_over_in_time_although_the_loop_was_blocked_before_its_sleep_began(clock: FakeClock) -> None:
+    waiting = asyncio.create_task(wait_until(clock, asyncio.Event(), 10.0))
+    await asyncio.sleep(0)
+    clock.jump(10)
+    await settle()
+    assert waiting.done()
+    assert waiting.result()
 
 
 async def test_the_systems_clocks_agree_with_themselves() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import random
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -55,6 +56,7 @@ __all__ = [
     "Connection",
     "Pace",
     "ServiceTime",
+    "Turns",
     "connect",
     "connect_client",
     "no_answer",
@@ -266,6 +268,65 @@ class Pace:
     def well(self) -> None:
         """After a request that was not refused."""
         self._pause = 0.0
+
+
+class Turns:
+    """How many requests may be under way at once: fewer while they are not answered in time.
+
+    A service that is sent more than it can answer within our time-outs would else answer nothing in time, for good:
+    each request is given up while it waits there, and sent again behind the others. Of those under way, half are too
+    many then; each answer lets a part of one more through, as TCP has it.
+
+    Args:
+        most: Of them, at any time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = float(most)
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lowered_at = -float("inf")
+
+    async def __aenter__(self) -> None:
+        if self._under_way < int(self._limit) and not self._waiting:
+            self._under_way += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # it came, and nobody was there any more
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
+        while self._waiting and self._under_way < int(self._limit):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._under_way += 1
+                turn.set_result(None)
+
+    def answered(self) -> None:
+        """After a request that was answered, whatever the answer."""
+        if self._limit < self._most:
+            self._limit = min(self._most, self._limit + 1 / self._limit)
+
+    def unanswered(self, began: float) -> None:
+        """After a request that was not answered in time.
+
+        Args:
+            began: When it was sent, by the event loop's clock. One that was under way when this last happened tells
+                nothing new.
+        """
+        if began > self._lowered_at:
+            self._lowered_at = asyncio.get_running_loop().time()
+            self._limit = max(1.0, min(self._limit, self._under_way) / 2)
 
 
 class ServiceTime:

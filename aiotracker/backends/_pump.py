@@ -257,7 +257,9 @@ class Pump(Generic[I]):
 
     def _fail(self, batch: list[_Waiting[I]], exc: Exception) -> None:
         for waiting in batch:
-            waiting.item.error, waiting.item.again = alike(exc), None
+            item = waiting.item
+            item.error = item.error if isinstance(item.error, OutcomeUnknownError) else alike(exc)
+            item.again = None
 
     def _deliver(self, waiting: _Waiting[I]) -> None:
         future, item = waiting.future, waiting.item

@@ -26,6 +26,7 @@ from ._aws import (
     ClientOptions,
     Pace,
     ServiceTime,
+    Turns,
     connect,
     no_answer,
 )
@@ -136,7 +137,7 @@ class S3Requests:
             if name.startswith("SSECustomer") or name in ("RequestPayer", "ExpectedBucketOwner")
         }
         self._list_options = {name: value for name, value in self._get_options.items() if name[:3] != "SSE"}
-        self._turns = asyncio.Semaphore(options.connections)
+        self._turns = Turns(options.connections)
         self._pace = Pace()
 
     def __repr__(self) -> str:
@@ -177,7 +178,7 @@ class S3Requests:
             StoreError: There is no such profile, no region, or another setting is wrong.
         """
         options = self.options
-        self._turns = asyncio.Semaphore(options.connections)
+        self._turns = Turns(options.connections)
         self._pace = Pace()
         path_style = options.endpoint_url is not None if options.path_style is None else options.path_style
         connection = await connect(
@@ -342,7 +343,7 @@ class S3Requests:
             raise StoreError(f"{self!r} is not open")
         async with self._turns:
             await self._pace.wait()
-            asked = self.time.local()
+            began, asked = asyncio.get_running_loop().time(), self.time.local()
             self.requests[operation] += 1
             try:
                 async with asyncio.timeout(self.options.request_time):
@@ -350,12 +351,14 @@ class S3Requests:
             except ClientError as exc:
                 raise self._client_error(operation, key, exc, asked) from exc
             except TimeoutError as exc:
+                self._turns.unanswered(began)
                 raise StoreUnavailableError(
                     f"{self!r}: {operation} of {key!r} was not answered within {self.options.request_time:g} s"
                 ) from exc
             except NO_ANSWER as exc:
                 raise no_answer(f"{self!r}: {operation} of {key!r}{self._where()}", exc) from exc
             self.time.saw(answer["ResponseMetadata"].get("HTTPHeaders", {}), asked)
+            self._turns.answered()
             self._pace.well()
             return value
 
@@ -367,6 +370,7 @@ class S3Requests:
         code, status = str(error.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
         translated = self._translated(operation, key, code, str(error.get("Message", "")), status, details)
         if not isinstance(translated, StoreUnavailableError):
+            self._turns.answered()
             self._pace.well()
         return translated
 

@@ -46,6 +46,7 @@ CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
 LATELY: Final = 12  # turns for which another writer is reckoned with, for each that writes
 SLOT: Final = 1.5  # PUT times that a turn takes; after that the next one looks whether it was used
 NEWEST: Final = 0.2  # the weight of the newest measurement
+SLOWEST: Final = 2.0  # seconds that a PUT takes; longer ones were held up, and say nothing of those to come
 ALONE: Final = 24.0  # wins in a row, after which it is found out whether others want to write too
 GAP: Final = 2.0  # PUT times in which somebody who has lost can read what is new, and write
 
@@ -170,21 +171,30 @@ class Shard:
         state = self._state
         if state is None:
             return
-        until = state.number + self._before_us(state)
+        ahead = self._ahead_of_us(state)
+        until = state.number + len(ahead)
         while (before := until - state.number) > 0:
             await asyncio.sleep(before * SLOT * self._put_time * random.uniform(0.9, 1.1))
-            if not await self._read_on(before + 1) or until - state.number == before:
-                return  # whose turn it was has let it pass
+            if not await self._read_on(before + 1):
+                return
+            if until - state.number == before:
+                # Whose turn it was has let it pass. Nobody waits for the dead more than once, and who lives and has
+                # nothing to write is reckoned with again as soon as it writes.
+                for name in ahead[-before:]:
+                    self._others.pop(name, None)
+                return
 
-    def _before_us(self, state: _State) -> int:
-        """How many others have their turn first."""
+    def _ahead_of_us(self, state: _State) -> list[str]:
+        """Which others have their turn first."""
         if not self.is_contended or self._won_at < self._lately():
-            return 0  # the others do not reckon with us: whoever comes to them takes the first chance
+            return []  # the others do not reckon with us: whoever comes to them takes the first chance
         latest = state.nonce.partition("-")[0]
         names = sorted({*self._others, self._writer})
         if latest not in names:
-            return 0
-        return (names.index(self._writer) - names.index(latest) - 1) % len(names)
+            return []
+        first = names.index(latest) + 1
+        in_order = names[first:] + names[:first]
+        return in_order[: in_order.index(self._writer)]
 
     async def commit(self, wanted: list[Wanted]) -> None:
         """Stores what waits, and answers it. See `_pump.Pump`.
@@ -221,17 +231,22 @@ class Shard:
             if loop.time() > began + self._patience:
                 raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
             await self._turn()
-        assert self._state is not None
+        index = (await self._known()).index
         self._mismatch = None
         # Where others look for work too, all would fight for the same first tasks.
-        self._state.index.first_share = random.random() if self.is_contended else 0.0
-        self._state.index.look(wanted[: batch.taken])
+        index.first_share = random.random() if self.is_contended else 0.0
+        index.look(wanted[: batch.taken])
         for want in wanted[batch.taken :]:
             want.again = 0.0
         if batch.data:
             if self._committed is not None:
                 self._committed(batch.taken, len(batch.data), loop.time() - began)
             self._consider_checkpoint()
+
+    async def _known(self) -> _State:
+        while self._state is None:  # what was written has counted, and was forgotten with what stood before it
+            await self._load()
+        return self._state
 
     def _monotone(self, state: _State) -> datetime:
         # What one machine has written comes before what the next one makes of it, although their clocks differ.
@@ -290,7 +305,9 @@ class Shard:
                 # By somebody else, or by ourselves before the answer was lost.
                 nonces = await self._read_after_conflict(state)
                 if nonces is not None:
-                    return pending.about.nonce in nonces
+                    if pending.about.nonce in nonces or self._state is state or not pending.may_be_stored:
+                        return pending.about.nonce in nonces
+                    return await self._has_counted(pending.about, pending.about.time.timestamp())
                 await tries.again(StoreUnavailableError(f"{exc}, and is not stored: {self.blame()}"))
             except BusyError as exc:
                 await tries.again(exc)
@@ -300,17 +317,43 @@ class Shard:
             else:
                 answered = self._objects.answered
                 break
+        since = pending.about.time.timestamp() if pending.may_be_stored else answered
         pending.may_be_stored = True
         self._answered_in(loop.time() - began)
         if not await self._counts(state, (answered,)):
-            return False
+            return await self._has_counted(pending.about, since)
         state.index.apply(pending.batch)
         self._advance(state, pending.about, len(pending.body))
         state.known_at = answered if answered is not None else state.known_at
         self._wins, self._won_at = self._wins + 1, loop.time()
         return True
 
+    async def _has_counted(self, about: Segment, since: float | None) -> bool:
+        """Whether a segment of ours, which may be stored, is one that others have followed, or a ghost.
+
+        Args:
+            about: The segment, of which only a checkpoint tells by now.
+            since: The store's time, before which it cannot have been stored.
+
+        Raises:
+            StoreUnavailableError: That cannot be told any more.
+        """
+        stood = await self._archive.floor()
+        if stood.floor is not None and stood.floor.floor == about.segment:
+            return stood.floor.nonce == about.nonce
+        key = segment_key(self.number, about.segment + 1)
+        follower, at = await self._archive.get(key)
+        if follower is not None:
+            return split(self._archive.path(key), follower.body)[0].before == about.nonce
+        # One that had followed ours would have been kept for longer than this.
+        if since is not None and at is not None and abs(at - since) <= self._times.trust:
+            return False
+        raise StoreUnavailableError(
+            f"whether {segment_key(self.number, about.segment)} counted cannot be told any more"
+        )
+
     def _answered_in(self, seconds: float) -> None:
+        seconds = min(seconds, SLOWEST)
         self._put_time += (seconds - self._put_time) * (NEWEST if self._put_time else 1.0)
 
     async def _read_after_conflict(self, state: _State) -> list[str] | None:

@@ -159,6 +159,8 @@ class Connection:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreError(f"this Python has SQLite {sqlite3.sqlite_version}; {oldest} or newer is needed")
         self._sql = _statements()
+        if self._sqlite is not None:
+            self._sqlite.close()
         self._sqlite = self.file.open(mode)
         self._do("PRAGMA trusted_schema = OFF")
         self._do(f"PRAGMA cache_size = -{CACHE_KIB}")

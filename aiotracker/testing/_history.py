@@ -27,6 +27,7 @@ Kind = Literal[
     "cancelled",  # one of its bodies is about to be
     "shifted",  # its wall clock is off by no more than was agreed on
     "shifted_beyond",  # it is off by more
+    "slow",  # the store did not answer it, or too late for the lease that it asked for
 ]
 
 

@@ -20,23 +20,30 @@ from typing import Any, Final
 import msgspec
 
 from .._core.task import Task
+from ..errors import StoreUnavailableError
 from ..tracker import BaseTracker
 from ._history import Event, Violation, check_history, read_history
 from ._nursery import Nursery
 from ._proxy import CutProxy, can_be_cut
 from ._stores import open_store
-from ._worker import LEDGER, POISON_ATTEMPTS, SLOT, Settings, task_ids
+from ._worker import FINAL, LEDGER, POISON_ATTEMPTS, SLOT, Settings, task_ids
 
 __all__ = ["Rates", "Report", "torture"]
 
-LEASE: Final = 2.0  # seconds
+TASKS: Final = 2000
+MIN_TASKS: Final = 100  # by default
+MIN_LEASE: Final = 2.0  # seconds, by default
+MAX_LEASE: Final = 30.0  # seconds, by default
 CLOCK_SKEW: Final = 0.5  # seconds
 MAX_ATTEMPTS: Final = 200
-DRAIN_TIME: Final = 180.0  # seconds in which workers that nobody disturbs bring everything to its end
+STALL_TIME: Final = 60.0  # seconds, and some leases, in which workers that nobody disturbs bring some task to its end
+STALL_LEASES: Final = 10
+IN_TURNS: Final = "s3+log:"  # each write takes a request, and only one writer at a time makes one
 CONCURRENCY: Final = 16
+LOW_CONCURRENCY: Final = 4  # where the store is too slow for that
 MAX_PACE: Final = 0.6  # seconds that a body takes on average, at the most
-WINDOW: Final = 100  # tasks that are added at once
-NAMED: Final = 20  # violations that are printed
+WINDOW: Final = 100  # tasks that are read at once
+NAMED: Final = 3  # violations of each promise that are printed
 DRIVERS: Final = {
     "postgresql": "asyncpg",
     "postgres": "asyncpg",
@@ -90,6 +97,8 @@ class Report(msgspec.Struct):
     ops: int = 0  # events that workers wrote down
     events: dict[str, int] = {}
     statuses: dict[str, int] = {}  # of the tasks in the end
+    slow: int = 0  # times that the store did not answer, or too late for a lease
+    lease: float = 0.0  # seconds
     refused_effects: int = 0  # effects of stale holders, refused by their fence
     violations: list[Violation] = []
     seed: int = 0
@@ -106,12 +115,16 @@ class Report(msgspec.Struct):
         lines = [
             f"{self.tasks:,} tasks, {self.workers} workers, {self.seconds:.1f} s: "
             + ", ".join(f"{getattr(self, name)} {name}" for name in faults),
+            f"leases of {self.lease:g} s; the store answered too late {self.slow:,} times",
             "events: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.events.items())),
             "tasks: " + ", ".join(f"{count:,} {status}" for status, count in sorted(self.statuses.items())),
         ]
-        lines += [f"BROKEN {violation}" for violation in self.violations[:NAMED]]
-        if len(self.violations) > NAMED:
-            lines.append(f"... and {len(self.violations) - NAMED} more")
+        by_rule: dict[str, list[Violation]] = {}
+        for violation in self.violations:
+            by_rule.setdefault(violation.rule, []).append(violation)
+        for rule, found in by_rule.items():
+            lines.append(f"BROKEN {rule}: {len(found):,}")
+            lines += [f"  {violation.task}: {violation.reason}" for violation in found[:NAMED]]
         lines.append("every promise was kept" if self.ok else f"seed {self.seed}; the histories are in {self.folder}")
         return "\n".join(lines)
 
@@ -124,65 +137,71 @@ async def torture(
     reference: str,
     *,
     workers: int = 8,
-    tasks: int = 2000,
+    tasks: int | None = None,
     seconds: float = 60.0,
     seed: int = 0,
     folder: Path | None = None,
     say: Callable[[str], object] = lambda line: None,
     rates: Rates = USUAL,
     restart: str | Callable[[], object] | None = None,
-    lease: float = LEASE,
+    lease: float | None = None,
 ) -> Report:
     """Lets workers loose on a store, does to them what machines and networks do, and judges what they did.
 
     Args:
         reference: Of an empty store, as for `open_store`.
         workers: Processes at once; a killed one is replaced.
-        tasks: How many; one in 400 kills whoever runs it.
-        seconds: How long they are disturbed; then they have time to finish.
+        tasks: How many; one in 400 kills whoever runs it. By default 2,000, and fewer where the store is slow.
+        seconds: How long they are disturbed; then they may finish, for as long as they get anywhere.
         seed: Of the disturbances.
         folder: Where the histories are written; by default a temporary one, which is kept if a promise was broken.
         say: Is told how it goes.
         rates: How often what is done.
         restart: Restarts the store's server, and returns when it answers again: a function, called in a thread, or a
             command of the shell.
-        lease: Of the workers, in seconds.
+        lease: Of the workers, in seconds. By default 2, and longer where the store is slow.
     """
     histories = folder or Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiotracker-torture-"))
-    settings = Settings(
-        reference=reference,
-        folder=str(histories),
-        tasks=tasks,
-        poison=max(1, tasks // 400),
-        seed=seed,
-        # So that there is something to disturb all the time.
-        pace=min(MAX_PACE, workers * CONCURRENCY * seconds / tasks / 4),
-        begun=0.0,
-        seconds=0.9 * seconds,
-        lease=lease,
-        clock_skew=CLOCK_SKEW,
-        max_attempts=MAX_ATTEMPTS,
-        concurrency=CONCURRENCY,
-    )
-    ids = task_ids(settings)
     async with await asyncio.to_thread(open_store, reference) as tracker:  # it may import a driver
+        speed = await _measure(tracker)
+        settings = _settings(
+            reference,
+            str(histories),
+            workers=workers,
+            tasks=tasks,
+            seconds=seconds,
+            seed=seed,
+            lease=lease,
+            speed=speed,
+        )
+        ids = task_ids(settings)
         added = await _add(tracker, ids)
+    tasks = settings.tasks
+    say(f"{tasks:,} tasks and leases of {settings.lease:g} s, since the store takes {speed}")
     began = time.monotonic()
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(CutProxy(reference)) if can_be_cut(reference) else None
         through = reference if proxy is None else proxy.reference
         settings = msgspec.structs.replace(settings, begun=began, reference=through)
         crew = _Crew(settings, workers, rates, proxy, restart, asyncio.get_running_loop())
-        finished = await asyncio.to_thread(crew.run, seconds, say)
+        await asyncio.to_thread(crew.run, seconds, say)
     events = added + await asyncio.to_thread(_histories, histories)
     async with open_store(reference) as tracker:
-        records = {task_id: await tracker.load(task_id) for task_id in ids}
+        records = await _records(tracker, ids)
     poison = {task_id: POISON_ATTEMPTS for task_id in ids if task_id.startswith("poison")}
     violations = await asyncio.to_thread(
-        functools.partial(check_history, events, records, max_attempts=MAX_ATTEMPTS, poison=poison)
+        functools.partial(
+            check_history,
+            events,
+            records,
+            max_attempts=MAX_ATTEMPTS,
+            # Tasks that nobody ends although the store answers are stuck.
+            finished=crew.stalled_at is None or not _slow_since(events, crew.stalled_at),
+            poison=poison,
+        )
     )
-    if not finished:
-        violations.append(Violation("*", "nothing is stuck", f"workers did not finish within {DRAIN_TIME:g} s"))
+    if crew.stalled_at is not None:
+        violations.append(_stalled(records, events, crew.stalled_at))
     violations += [Violation("*", "workers end well", error) for error in crew.errors]
     if folder is None and not violations:
         await asyncio.to_thread(shutil.rmtree, histories)
@@ -203,6 +222,8 @@ async def torture(
         ops=len(events),
         events=dict(Counter(event.outcome if event.kind == "ended" else event.kind for event in events if event.task)),
         statuses=dict(Counter("gone" if task is None else str(task.status) for task in records.values())),
+        slow=kinds["slow"],
+        lease=settings.lease,
         refused_effects=sum(event.kind == "effect" and not event.accepted for event in events),
         violations=violations,
         seed=seed,
@@ -222,14 +243,111 @@ def _versions(reference: str) -> dict[str, str]:
     return found
 
 
+class _Speed(msgspec.Struct, frozen=True):
+    """Of a store that nobody else uses, in seconds."""
+
+    write: float  # one alone
+    read: float  # each of many at once
+
+    def __str__(self) -> str:
+        return f"{self.write * 1000:.1f} ms a write and {self.read * 1000:.1f} ms a read"
+
+
+async def _measure(tracker: BaseTracker[Any, Any]) -> _Speed:
+    writes = []
+    for number in range(5):
+        began = time.perf_counter()
+        await tracker.add(f"measured-{number}")
+        writes.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    await asyncio.gather(*(tracker.load(f"task-{number}") for number in range(WINDOW)))
+    return _Speed(sorted(writes)[2], (time.perf_counter() - began) / WINDOW)
+
+
+def _settings(
+    reference: str,
+    folder: str,
+    *,
+    workers: int,
+    tasks: int | None,
+    seconds: float,
+    seed: int,
+    lease: float | None,
+    speed: _Speed,
+) -> Settings:
+    """What suits the store's speed, as far as nobody has said otherwise.
+
+    Within a sixth of a lease, an S3 store has to answer a request: here also where all bodies ask at once, and four
+    times over, since the machine has other things to do. Where writers take turns, all have theirs within a third.
+    """
+    concurrency = CONCURRENCY if 24 * speed.read * workers * CONCURRENCY <= MIN_LEASE else LOW_CONCURRENCY
+    if lease is None:
+        in_turns = 40 * speed.write * workers if reference.startswith(IN_TURNS) else 0.0
+        lease = round(min(MAX_LEASE, max(MIN_LEASE, 24 * speed.read * workers * concurrency, in_turns)), 1)
+    if tasks is None:
+        # A task takes about five requests, and as many again for those who ask in vain; or five commits of a log.
+        each = 10 * speed.read + (5 * speed.write if reference.startswith(IN_TURNS) else 0.0)
+        tasks = int(min(TASKS, max(MIN_TASKS, seconds / each)))
+    return Settings(
+        reference=reference,
+        folder=folder,
+        tasks=tasks,
+        poison=max(1, tasks // 400),
+        seed=seed,
+        # So that there is something to disturb all the time.
+        pace=min(MAX_PACE, workers * concurrency * seconds / tasks / 4),
+        begun=0.0,
+        seconds=0.9 * seconds,
+        lease=lease,
+        clock_skew=CLOCK_SKEW,
+        max_attempts=MAX_ATTEMPTS,
+        concurrency=concurrency,
+    )
+
+
+def _slow_since(events: list[Event], since: float) -> int:
+    """How often the store did not answer in time."""
+    return sum(event.time >= since and (event.kind == "slow" or event.outcome == "lost") for event in events)
+
+
+def _stalled(records: dict[str, Task | None], events: list[Event], since: float) -> Violation:
+    left = sum(task is None or not task.status.is_final for task in records.values())
+    slow = _slow_since(events, since)
+    reason = (
+        f"no task came to its end any more, and {left:,} of {len(records):,} are not at theirs; the store answered too "
+        f"late {slow:,} times meanwhile"
+    )
+    if slow:
+        reason += ": this says nothing about the store's promises; take a longer lease, or fewer workers and tasks"
+    return Violation("*", "not finished in time", reason)
+
+
 async def _add(tracker: BaseTracker[Any, Any], ids: list[str]) -> list[Event]:
     await tracker.add_many(ids)
-    events: list[Event] = []
+    found = await _records(tracker, ids)
+    now = time.monotonic()
+    return [
+        Event(kind="added", task=task.id, fence=task.fence, time=now) for task in found.values() if task is not None
+    ]
+
+
+async def _records(tracker: BaseTracker[Any, Any], ids: list[str]) -> dict[str, Task | None]:
+    """What the store holds, however often it has to be asked: whoever disturbs it may disturb us too."""
+    found: dict[str, Task | None] = {}
+
+    async def look(task_id: str) -> None:
+        until = time.monotonic() + STALL_TIME
+        while task_id not in found:
+            try:
+                found[task_id] = await tracker.load(task_id)
+            except StoreUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.1)
+
     for begin in range(0, len(ids), WINDOW):
-        found: list[Task | None] = await asyncio.gather(*(tracker.load(i) for i in ids[begin : begin + WINDOW]))
-        now = time.monotonic()
-        events += [Event(kind="added", task=task.id, fence=task.fence, time=now) for task in found if task is not None]
-    return events
+        await asyncio.gather(*(look(task_id) for task_id in ids[begin : begin + WINDOW]))
+    return found
 
 
 def _histories(folder: Path) -> list[Event]:
@@ -267,18 +385,19 @@ class _Crew:
         self._is_done = False
         self.done: Counter[str] = Counter()
         self.errors: list[str] = []
+        self.stalled_at: float | None = None  # since when no task came to its end, where they did not finish
 
-    def run(self, seconds: float, say: Callable[[str], object]) -> bool:
-        """Disturbs workers for some seconds, and lets them finish; whether they did in time."""
+    def run(self, seconds: float, say: Callable[[str], object]) -> None:
+        """Disturbs workers for some seconds, and lets them finish, for as long as they get anywhere."""
         with open(Path(self._settings.folder, LEDGER), "wb") as ledger:
             ledger.truncate(self._settings.tasks * SLOT)
         self._nursery = Nursery(self._settings)
         try:
             for _ in range(self._workers):
                 self._start()
-            self._disturb(self._settings.begun + seconds)
+            self._disturb(time.monotonic() + seconds)
             say(f"disturbed for {time.monotonic() - self._settings.begun:.1f} s; now they may finish")
-            return self._finish()
+            self._finish()
         finally:
             self._nursery.close()
 
@@ -393,11 +512,22 @@ class _Crew:
         text = Path(self._settings.folder, f"worker-{number}.err").read_text(errors="replace")
         return text[-1500:] or "without a word"
 
-    def _finish(self) -> bool:
-        deadline = time.monotonic() + DRAIN_TIME
+    def _finish(self) -> None:
+        patience = STALL_TIME + STALL_LEASES * self._settings.lease
+        final, since, look_at = -1, 0.0, 0.0
         while self._alive:
-            self._wake(time.monotonic())
-            if time.monotonic() > deadline:
-                return False
+            now = time.monotonic()
+            self._wake(now)
+            if now >= look_at:
+                look_at = now + 1
+                if (found := self._final()) != final:
+                    final, since = found, now
+                elif now > since + patience:
+                    self.stalled_at = since
+                    return
             self._look(0.05)
-        return True
+
+    def _final(self) -> int:
+        """How many tasks are known to be final."""
+        ledger = Path(self._settings.folder, LEDGER).read_bytes()
+        return sum(ledger[FINAL::SLOT])

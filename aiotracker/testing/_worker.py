@@ -32,10 +32,11 @@ from ..tracker import BaseTracker
 from ._history import Event
 from ._stores import open_store
 
-__all__ = ["LEDGER", "POISON_ATTEMPTS", "SLOT", "Settings", "ShiftedClock", "task_ids", "work"]
+__all__ = ["FINAL", "LEDGER", "POISON_ATTEMPTS", "SLOT", "Settings", "ShiftedClock", "task_ids", "work"]
 
 LEDGER: Final = "ledger"
 SLOT: Final = 16  # bytes of a task in the ledger: the fence of its latest effect, and whether it is known to be final
+FINAL: Final = 8  # where in its slot it says so
 POISON_ATTEMPTS: Final = 3
 OPEN_TIME: Final = 60.0  # seconds in which a store may come back
 MAX_PAUSE: Final = 0.5  # seconds before a held task is tried again
@@ -108,10 +109,10 @@ class _Ledger:
 
     def is_final(self, index: int) -> bool:
         """Whether some worker has seen that it is. A hint, which spares tries."""
-        return self._map[index * SLOT + 8] != 0
+        return self._map[index * SLOT + FINAL] != 0
 
     def set_final(self, index: int) -> None:
-        self._map[index * SLOT + 8] = 1
+        self._map[index * SLOT + FINAL] = 1
 
     def close(self) -> None:
         self._map.close()
@@ -138,6 +139,7 @@ class _Worker:
         self._not_before: dict[int, float] = {}
         self._running: dict[int, asyncio.Task[float | None]] = {}
         self._over = False
+        self._slow_in_a_row = 0
 
     async def run(self) -> None:
         pullers = [asyncio.create_task(self._pull()) for _ in range(self._settings.concurrency)]
@@ -217,22 +219,25 @@ class _Worker:
         retry = Retry(POISON_ATTEMPTS, delay=0) if poison else None
         try:
             async with self._tracker.run(task_id, retry=retry) as task:
-                entered = task.fence
+                entered, self._slow_in_a_row = task.fence, 0
                 self._write("claimed", task, asked=asked, lease_left=task.lease_left, boot=self._clock.boot().boot_id)
                 await self._body(index, task, ends, poison)
             self._tell("ended", task_id, entered, "succeeded")
             return None
         except TaskUnavailableError as exc:
+            self._slow_in_a_row = 0
             return None if exc.retry_after is None else min(exc.retry_after, MAX_PAUSE)
         except LeaseLostError:
             if entered:
                 self._tell("ended", task_id, entered, "lost")
+            else:
+                return self._slow()
         except (StoreCorruptedError, UnsupportedError):
             raise
         except (OutcomeUnknownError, StoreError):
             if entered:
                 self._tell("unknown", task_id, entered, "")
-            return 0.1
+            return self._slow()
         except asyncio.CancelledError:
             if entered:
                 # One that comes while the end is written is raised when that is recorded, or cannot be.
@@ -240,6 +245,12 @@ class _Worker:
         except ValueError:
             self._tell("ended", task_id, entered, "failed")
         return settings.pace * self._chance.random()
+
+    def _slow(self) -> float:
+        """Seconds until the next try: the longer, the longer the store has not answered anything in time."""
+        self._note("slow")
+        self._slow_in_a_row += 1
+        return self._chance.random() * min(self._settings.lease, 0.1 * 2.0 ** min(self._slow_in_a_row, 8))
 
     async def _body(self, index: int, task: RunningTask[Any], ends: list[str], poison: bool) -> None:
         dice, lease = self._chance.random(), self._settings.lease

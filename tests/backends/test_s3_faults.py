@@ -1,7 +1,6 @@
 """Trackers on S3 behind a network and a service that do everything wrong."""
 
 import asyncio
-import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -18,9 +17,10 @@ from aiotracker import (
     Status,
     StoreUnavailableError,
 )
+from aiotracker.backends._aws import Turns
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing._torture import torture
-from tests.services.fault_proxy import FATES, FaultProxy, Plan, Request
+from tests.services.fault_proxy import FATES, FaultProxy, Plan
 from tests.services.s3 import S3Service, ceph_s3, moto_s3, prepared, raw_client
 
 from .on_s3 import copied_facts, loaded, make, prefix, proxy, through
@@ -102,6 +102,49 @@ class TestFaults:
             assert loop.time() - began >= 0.19, "twice as long as before, give or take a half"
             assert tracker._store._pace._pause == 0.0, "an answer ends it"
 
+    async def test_a_store_that_is_asked_for_more_than_it_can_answer_in_time_is_asked_for_less(
+        self, make: Callable[..., S3Tracker], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys, loop = 60, asyncio.get_running_loop()
+        free_at = loop.time()
+
+        async def get(name: str) -> dict[str, Any]:
+            # One answer after another, also to those who have gone meanwhile.
+            nonlocal free_at
+            free_at = max(free_at, loop.time()) + 0.01
+            await asyncio.sleep(free_at - loop.time())
+            return {"ETag": "e", "Body": name.encode(), "ResponseMetadata": {"HTTPHeaders": {}}}
+
+        async with make(lease=1.2) as tracker:
+            assert tracker._store.options.request_time == pytest.approx(0.2), "of 60 requests, 20 are answered in that"
+            assert tracker._store._direct is not None
+            monkeypatch.setattr(tracker._store._direct, "get", get)
+
+            async def read(key: str) -> None:
+                while True:
+                    try:
+                        await tracker._store.get(key)
+                        return
+                    except StoreUnavailableError:
+                        pass
+
+            before = tracker._store.requests["GetObject"]
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(read(f"key-{number}") for number in range(keys)))
+            assert tracker._store.requests["GetObject"] - before < 5 * keys
+
+    async def test_a_request_that_is_cancelled_while_it_waits_for_its_turn_takes_none(self) -> None:
+        turns = Turns(1)
+        async with turns:
+            waiting = [asyncio.create_task(turns.__aenter__()) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+        waiting[1].cancel()  # it has its turn, and has not noticed yet
+        async with asyncio.timeout(10):
+            await waiting[2]
+        assert [one.cancelled() for one in waiting] == [True, True, False]
+
     async def test_a_store_that_cannot_be_reached_is_unavailable(self, moto_s3: S3Service, prefix: str) -> None:
         async with AsyncExitStack() as stack:
             async with FaultProxy(moto_s3.url) as proxy:
@@ -128,19 +171,19 @@ class TestManyTasks:
     async def test_workers_that_are_killed_behind_all_of_them_keep_every_promise(
         self, moto_s3: S3Service, layout: str, tmp_path: Path
     ) -> None:
-        await tortured_through_faults(moto_s3, layout, tmp_path, workers=2, tasks=40, seconds=3)
+        await tortured_through_faults(moto_s3, layout, tmp_path, workers=2, seconds=1, tasks=12, lease=0.9)
 
     @pytest.mark.chaos
     @pytest.mark.parametrize("layout", LAYOUTS)
-    async def test_they_keep_every_promise_with_thousands_of_tasks(
+    async def test_they_keep_every_promise_for_half_a_minute(
         self, moto_s3: S3Service, layout: str, tmp_path: Path
     ) -> None:
-        await tortured_through_faults(moto_s3, layout, tmp_path, workers=6, tasks=1500, seconds=90)
+        await tortured_through_faults(moto_s3, layout, tmp_path, workers=6, seconds=30)
 
     @pytest.mark.chaos
     @pytest.mark.parametrize("layout", LAYOUTS)
     async def test_and_on_ceph(self, ceph_s3: S3Service, layout: str, tmp_path: Path) -> None:
-        await tortured_through_faults(ceph_s3, layout, tmp_path, workers=6, tasks=1500, seconds=90)
+        await tortured_through_faults(ceph_s3, layout, tmp_path, workers=6, seconds=30)
 
 
 def _prepared(service: S3Service, layout: str) -> str:
@@ -191,7 +234,7 @@ async def tracked_through_faults(service: S3Service, layout: str, *, tasks: int,
 
 
 async def tortured_through_faults(
-    service: S3Service, layout: str, folder: Path, *, workers: int, tasks: int, seconds: float
+    service: S3Service, layout: str, folder: Path, *, workers: int, seconds: float, **sizes: Any
 ) -> None:
     """Processes that are killed, with the same network."""
     prefix = _prepared(service, layout)
@@ -200,22 +243,12 @@ async def tortured_through_faults(
         await asyncio.to_thread(copied_facts, service, prefix, proxy.url)
         behind = S3Service(proxy.url, service.bucket)
         url = behind.store_url(prefix) if layout == "objects" else behind.log_url(prefix)
-        # Not while the tasks are added, with a lease of two seconds and no second try.
-        calm = 3 * tasks if layout == "objects" else 30
-        proxy.refuses = _after(calm, lambda: setattr(proxy, "plan", Plan(seed, **dict.fromkeys(FATES, 0.01))))
-        report = await torture(url, workers=workers, tasks=tasks, seconds=seconds, seed=seed, folder=folder)
+
+        def begin(line: str) -> None:  # the tasks have been added
+            proxy.plan = Plan(seed, **dict.fromkeys(FATES, 0.01))
+
+        report = await torture(url, workers=workers, seconds=seconds, seed=seed, folder=folder, say=begin, **sizes)
         assert any(proxy.fates[fate] for fate in FATES)
     assert report.ok, f"seed {seed}: {report}"
     assert report.kills > 0
     assert report.events["succeeded"] > 0
-
-
-def _after(count: int, change: Callable[[], None]) -> Callable[[Request], None]:
-    """Looks on, and makes a change when so many requests have arrived."""
-    left = itertools.count(count, -1)
-
-    def look(request: Request) -> None:
-        if next(left) == 0:
-            change()
-
-    return look

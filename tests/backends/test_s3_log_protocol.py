@@ -1,7 +1,6 @@
 """The protocol of the log on S3, in simulated time: what its writers rely on, and what must not happen."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 import random
@@ -15,9 +14,8 @@ from aiotracker import OutcomeUnknownError, Status, StoreCorruptedError, StoreEr
 from aiotracker.backends import _segments as segments
 from aiotracker.backends import _shard as module
 from aiotracker.backends._log import Wanted
-from aiotracker.backends._pump import Pump
 from aiotracker.backends._segments import Floor, floor_key, raised, segment_key
-from aiotracker.backends._shard import Shard
+from tests.services import simulated_s3
 from tests.services.simulated_s3 import BEGIN, SimulatedClient, SimulatedStore, simulated_time
 
 HOUR = 3600.0
@@ -28,24 +26,11 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(main())
 
 
-class Process:
-    """A process that uses one shard."""
+class Process(simulated_s3.Process):
+    """A process that adds words to tasks."""
 
-    names = itertools.count()
-
-    def __init__(self, store: SimulatedStore, *, patience: float = 20.0, **options: Any) -> None:
-        self.client = SimulatedClient(store)
-        self.shard = Shard(
-            self.client, 0, writer=f"w{next(self.names):03}", now=store.now, patience=patience, limit=1 << 20, **options
-        )
-        self.pump: Pump[Wanted] = Pump(
-            self.shard.commit,
-            orphaned=lambda want: None,
-            blame=self.shard.blame,
-            patience=patience,
-            name="a process",
-            pace=self.shard.pace,
-        )
+    def __init__(self, store: SimulatedStore, **options: Any) -> None:
+        super().__init__(store, **options)
         self._writes = itertools.count()
 
     async def add(self, word: str, task_id: str = "job") -> list[str]:
@@ -56,16 +41,22 @@ class Process:
                 return Task(id=task_id, status=Status.PENDING, create_time=now, update_time=now, data=[word])
             return task if word in task.data else task.replace(data=[*task.data, word], update_time=now)
 
-        task = await self.pump.submit(Wanted(task_id, rule, f"{word}-{next(self._writes)}"))
+        task = await self.submit(Wanted(task_id, rule, f"{word}-{next(self._writes)}"))
+        return list(task.data)
+
+    async def append(self, word: str, task_id: str = "job") -> list[str]:
+        """Adds a word as often as this is run."""
+
+        def rule(task: Task | None, now: datetime) -> Task | None:
+            assert task is not None
+            return task.replace(data=[*task.data, word], update_time=now)
+
+        task = await self.submit(Wanted(task_id, rule, f"{word}-{next(self._writes)}"))
         return list(task.data)
 
     async def read(self, task_id: str = "job") -> list[str]:
-        task = await self.pump.submit(Wanted(task_id, look=lambda index: index.get(task_id)))
+        task = await self.submit(Wanted(task_id, look=lambda index: index.get(task_id)))
         return [] if task is None else list(task.data)
-
-    async def aclose(self) -> None:
-        await self.pump.aclose()
-        await self.shard.aclose()
 
 
 @pytest.fixture
@@ -97,54 +88,6 @@ def test_a_refusal_is_decided_on_what_was_read_after_the_question() -> None:
         assert two.client.requests["get"] == with_look + 3  # what is new, and whether more is behind it
         assert await asyncio.gather(*(two.read() for _ in range(100))) == [["a", "b"]] * 100
         assert two.client.requests["get"] == with_look + 4  # one look for all
-
-    run(main)
-
-
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(2, 30))])
-def test_whatever_goes_wrong_all_see_one_history(seed: int, often: None) -> None:
-    """Answers that are lost, requests that arrive late, processes that die, and that sleep for hours."""
-
-    async def main() -> None:
-        chance = random.Random(seed)
-        store = SimulatedStore(seed, lost=0.05, late=0.05, refused=0.05, late_by=20.0)
-        acknowledged: set[str] = set()
-        words = itertools.count()
-        checkpoints: set[str] = set()
-
-        async def live(process: Process) -> None:
-            for _ in range(chance.randrange(10, 40)):
-                if chance.random() < 0.1:
-                    await asyncio.sleep(chance.choice([1.0, 700.0, 2 * HOUR]))
-                if chance.random() < 0.05:
-                    process.client.stall = chance.choice([30.0, 700.0, 2 * HOUR])
-                before = set(acknowledged)
-                with contextlib.suppress(StoreUnavailableError, OutcomeUnknownError):
-                    if chance.random() < 0.3:
-                        seen = await process.read()
-                    else:
-                        word = f"{next(words)}"
-                        seen = await process.add(word)
-                        assert word in seen
-                        acknowledged.add(word)
-                    assert len(set(seen)) == len(seen)
-                    assert before <= set(seen), "what was acknowledged before is missing"
-                checkpoints.update(key for key in store.objects if key.startswith("checkpoints/"))
-
-        async def lives() -> None:
-            for _ in range(4):
-                process = Process(store, patience=chance.choice([0.5, 20.0, 5 * HOUR]))
-                await live(process)
-                if chance.random() < 0.5:
-                    await process.aclose()
-
-        await asyncio.gather(*(lives() for _ in range(4)))
-        store.lost = store.late = store.refused = 0.0
-        seen = await Process(store).read()
-        assert acknowledged <= set(seen)
-        assert len(acknowledged) > 100
-        assert len(checkpoints) > 3
-        assert len(store.keys("log/")) < len(seen), "nothing was deleted"
 
     run(main)
 
@@ -368,6 +311,60 @@ class TestLostAnswers:
         run(main)
 
 
+class TestStandingStill:
+    """A writer that goes on when its segment is in a checkpoint already."""
+
+    @pytest.mark.parametrize("is_lost", [False, True])
+    @pytest.mark.parametrize("hours", [0.25, 4.0])
+    def test_what_has_counted_is_not_done_again(self, hours: float, is_lost: bool, often: None) -> None:
+        async def main() -> None:
+            store = SimulatedStore()
+            stands, busy = Process(store, patience=10 * HOUR), Process(store)
+            put = stands.client.put
+            await stands.add("mine")
+            await asyncio.sleep(700.0)  # so that what it is answered does not count without the floor
+
+            async def stand_still(*args: Any, **options: Any) -> str:
+                stands.client.put = put  # type: ignore[method-assign]  # once
+                etag = await put(*args, **options)
+                stands.client.frozen_until = asyncio.get_running_loop().time() + hours * HOUR
+                if is_lost:
+                    raise StoreUnavailableError("the answer was lost")
+                return etag
+
+            stands.client.put = stand_still  # type: ignore[method-assign]  # at the worst moment
+            writing = asyncio.create_task(stands.append("once"))
+            await asyncio.sleep(1.0)
+            for _ in range(3):
+                await checkpoint(busy)
+                await asyncio.sleep(hours * HOUR / 4)
+            assert floor_of(store) > 2
+            if hours < 1:
+                assert await writing == ["mine", "once"]
+            else:  # nothing that tells is left
+                with pytest.raises(OutcomeUnknownError, match=r"000000000002\.jsonl counted cannot be told"):
+                    await writing
+            assert await stands.add("next") == ["mine", "once", "next"]
+            assert await busy.read() == ["mine", "once", "next"]
+
+        run(main)
+
+    def test_one_put_that_took_hours_is_not_taken_for_the_time_that_puts_take(self) -> None:
+        async def main() -> None:
+            loop, store = asyncio.get_running_loop(), SimulatedStore()
+            stands, other = Process(store, patience=10 * HOUR), Process(store, patience=10 * HOUR)
+            await stands.add("a")
+            stands.client.stall = 2 * HOUR
+            await stands.add("b")
+            for number in range(10):
+                await other.add(f"other-{number}")
+                began = loop.time()
+                await stands.add(f"{number}")
+                assert loop.time() - began < 60
+
+        run(main)
+
+
 class TestReading:
     def test_a_shard_that_is_read_for_the_first_time_takes_its_checkpoint_and_what_follows(self, often: None) -> None:
         async def main() -> None:
@@ -510,6 +507,26 @@ class TestTurns:
             await late.add("word")
             assert asyncio.get_running_loop().time() - began < 80 * 0.03
             writing.cancel()
+
+        run(main)
+
+    def test_those_who_died_after_a_write_are_waited_for_once(self) -> None:
+        async def main() -> None:
+            random.seed(1)
+            store = SimulatedStore(1, latency=(0.03, 0.03))
+            writers = [Process(store) for _ in range(20)]
+            survivors = writers[:2]
+            for number, writer in enumerate(writers):
+                await writer.add("word", f"first-{number}")
+            began = asyncio.get_running_loop().time()
+
+            async def write(process: Process, name: str) -> None:
+                for number in range(20):
+                    await process.add("word", f"{name}-{number}")
+
+            await asyncio.gather(*(write(process, str(n)) for n, process in enumerate(survivors)))
+            took = asyncio.get_running_loop().time() - began
+            assert took < 40 * 0.03 * 5, took
 
         run(main)
 

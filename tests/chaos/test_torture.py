@@ -5,12 +5,14 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiotracker import BaseTracker, Task
+from aiotracker import BaseTracker, ConflictError, Lease, Status, StoreUnavailableError, Task
+from aiotracker.testing import _torture
 from aiotracker.testing._torture import Rates, Report, torture
 
 from .stores import KINDS, LOCAL, Store, a_store
@@ -76,14 +78,82 @@ class Unguarded(BaseTracker):
         new.replace(self.folder / task.id)
 
 
-async def test_a_store_without_a_guard_is_found_out(tmp_path: Path) -> None:
+async def test_a_store_without_a_guard_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its lost writes keep some tasks from their end.
+    monkeypatch.setattr(_torture, "STALL_TIME", 1.0)
+    monkeypatch.setattr(_torture, "STALL_LEASES", 0)
     store, histories = tmp_path / "store", tmp_path / "histories"
     store.mkdir()
     histories.mkdir()
     reference = f"{__name__}:Unguarded:{store}"
-    report = await torture(reference, workers=3, tasks=60, seconds=3, folder=histories)
+    report = await torture(reference, workers=3, tasks=60, seconds=1, lease=1.0, folder=histories)
     assert not report.ok
     assert {violation.rule for violation in report.violations} & {"fences grow", "one live lease", "one outcome"}
+
+
+class Deaf(Unguarded):
+    """It answers no worker."""
+
+    async def dump(self, task: Task) -> Task:
+        if self.worker.startswith("worker-"):
+            raise StoreUnavailableError("nobody is there")
+        return await super().dump(task)
+
+
+class Stuck(Unguarded):
+    """It answers each worker that somebody else holds the task."""
+
+    async def load(self, task_id: str) -> Task | None:
+        task = await super().load(task_id)
+        if task is None or not self.worker.startswith("worker-"):
+            return task
+        now = self.now()
+        lease = Lease("token", "nobody", now, now + timedelta(hours=1), 3600.0)
+        return task.replace(status=Status.IN_PROGRESS, lease=lease)
+
+    async def dump(self, task: Task) -> Task:
+        if self.worker.startswith("worker-"):
+            raise ConflictError("another version is stored", await self.load(task.id), known=True)
+        return await super().dump(task)
+
+
+@pytest.mark.parametrize(
+    ("store", "rules"),
+    [(Deaf, {"not finished in time"}), (Stuck, {"not finished in time", "nothing is stuck", "crashes count"})],
+)
+async def test_a_store_that_is_too_slow_is_told_from_one_that_keeps_tasks_stuck(
+    store: type[Unguarded], rules: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_torture, "STALL_TIME", 2.0)
+    monkeypatch.setattr(_torture, "STALL_LEASES", 0)
+    folder, histories = tmp_path / "store", tmp_path / "histories"
+    folder.mkdir()
+    histories.mkdir()
+    reference = f"{__name__}:{store.__name__}:{folder}"
+    calm = Rates(kills=0, stops=0, blocks=0, shifts=0, cancels=0)
+    report = await torture(reference, workers=1, tasks=3, seconds=0.2, lease=0.6, folder=histories, rates=calm)
+    assert {violation.rule for violation in report.violations} == rules, str(report)
+    assert (report.slow > 0) == (store is Deaf)
+
+
+def test_a_slow_store_gets_longer_leases_and_fewer_tasks() -> None:
+    def chosen(reference: str, write: float, read: float, **more: Any) -> tuple[float, int]:
+        settings = _torture._settings(
+            reference,
+            "",
+            workers=8,
+            seconds=60.0,
+            seed=1,
+            speed=_torture._Speed(write, read),
+            **{"tasks": None, "lease": None} | more,
+        )
+        return settings.lease, settings.tasks
+
+    assert chosen("file:x", 0.002, 0.0001) == (2.0, 2000)
+    assert chosen("s3://b", 0.02, 0.01) == (7.7, 600)
+    assert chosen("s3+log://b", 0.02, 0.001) == (6.4, 545)
+    assert chosen("s3://b", 0.5, 0.5) == (30.0, 100)
+    assert chosen("s3://b", 0.5, 0.5, tasks=7, lease=1.5) == (1.5, 7)
 
 
 @pytest.mark.chaos
@@ -96,12 +166,10 @@ def test_every_promise_is_kept_for_a_minute_of_five_kills_a_second(kind: str, tm
             torture(
                 store.reference,
                 workers=8,
-                tasks=1500 if kind in (*LOCAL, "postgres", "redis") else 150,
                 seconds=60,
                 seed=random.randrange(1_000_000_000),
                 folder=histories,
                 restart=store.restart,
-                lease=2.0 if kind in (*LOCAL, "postgres", "redis") else 8.0,
             )
         )
     print(kind, report.line())
