@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 CHECKED := aiotracker tests benchmarks docs
 # Of the tests; e.g. make test TESTS=tests/core PYTEST_ARGS=-x
 TESTS := tests
-WORKERS := 2
+WORKERS := 3
 PYTEST_ARGS :=
 
 .DEFAULT_GOAL := help
