@@ -25,8 +25,11 @@ async def hold(tracker, task_id):
 async def main(store, first, count):
     async with open_tracker(store, lease=2.0) as tracker:
         holding = [asyncio.create_task(hold(tracker, f"{first}/{n}")) for n in range(int(count))]
-        await asyncio.sleep(1.5)
-        print((await tracker.count(status="in_progress")).total(), flush=True)
+        for _ in range(600):
+            if (held := (await tracker.count(status="in_progress")).total()) == int(count):
+                break
+            await asyncio.sleep(0.05)
+        print(held, flush=True)
         await asyncio.wait(holding)
 asyncio.run(main(*sys.argv[1:]))
 """
