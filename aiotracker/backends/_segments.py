@@ -25,6 +25,7 @@ from ._log import Entry, Index, check_line, closed, commits, parse
 __all__ = [
     "CLOSE",
     "Floor",
+    "Request",
     "Segment",
     "Times",
     "checkpoint_prefix",
@@ -35,6 +36,7 @@ __all__ = [
     "part_key",
     "raised",
     "read_segment",
+    "request_key",
     "segment_key",
     "segment_prefix",
     "shard_of",
@@ -64,10 +66,25 @@ class Segment(msgspec.Struct, frozen=True):
     nonce: str  # names this very segment
     before: str  # the nonce of the segment before; empty: this is the first
     time: datetime  # the store's, as its writer knew it
+    turn: float = 0.0  # seconds that its writer needs to see that it has its turn, and to write
 
     @property
     def writer(self) -> str:
         """Which tracker wrote it."""
+        return self.nonce.partition("-")[0]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """Somebody wants to write to a shard, and never is in time."""
+
+    nonce: str  # names this very request
+    after: int  # the latest segment that it knows
+    turn: float  # seconds that it needs
+    time: datetime  # the store's, as it knows it
+
+    @property
+    def writer(self) -> str:
+        """Which tracker asks."""
         return self.nonce.partition("-")[0]
 
 
@@ -131,6 +148,11 @@ def segment_prefix(shard: int) -> str:
 def segment_key(shard: int, number: int) -> str:
     """The key of a segment."""
     return f"{segment_prefix(shard)}{number:012}.jsonl"
+
+
+def request_key(shard: int) -> str:
+    """The key of what somebody writes who wants to have a turn."""
+    return f"turn/{shard:02}.json"
 
 
 def checkpoint_prefix(shard: int) -> str:

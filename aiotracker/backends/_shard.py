@@ -17,18 +17,23 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from ..errors import ConflictError, OutcomeUnknownError, StoreCorruptedError, StoreError, StoreUnavailableError
 from ._archive import Archive, Objects, Tries
 from ._log import Batch, Index, Wanted
+from ._order import Order
 from ._s3 import BusyError, together
 from ._segments import (
     CLOSE,
     PART_BYTES,
     Floor,
+    Request,
     Segment,
     Times,
     part_key,
     read_segment,
+    request_key,
     segment_key,
     split,
     write_segment,
@@ -42,13 +47,9 @@ FIRST_LOOK: Final = 4  # segments that are asked for at once by whoever reads a 
 WIDEST: Final = 32  # segments that are asked for at once
 TAIL_BYTES: Final = 4 * 1024 * 1024  # of segments behind a checkpoint, before there is another one
 WORTH: Final = 16  # segments for each request that a checkpoint takes, so that it costs a sixteenth at the most
+LISTEN: Final = 8  # segments, after which it is looked whether somebody asks for a turn
+ASK: Final = 3  # races that are lost, before a turn is asked for
 CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
-LATELY: Final = 12  # turns for which another writer is reckoned with, for each that writes
-SLOT: Final = 1.5  # PUT times that a turn takes; after that the next one looks whether it was used
-NEWEST: Final = 0.2  # the weight of the newest measurement
-SLOWEST: Final = 2.0  # seconds that a PUT takes; longer ones were held up, and say nothing of those to come
-ALONE: Final = 24.0  # wins in a row, after which it is found out whether others want to write too
-GAP: Final = 2.0  # PUT times in which somebody who has lost can read what is new, and write
 
 
 class _State:
@@ -119,26 +120,13 @@ class Shard:
         self._pending: _Pending | None = None
         self._mismatch: str | None = None  # the key of a segment that did not follow the one before it
         self._doing = "it was not asked yet"
-        self._others: dict[str, float] = {}  # who else writes, and when that was seen
-        self._put_time = 0.0  # seconds; of late
-        self._won_at = 0.0
-        self._wins = 0  # since others could have had their turn
-        self._alone = 1.0  # wins without others, after which they have their turn
+        self._order = Order(writer)
+        self._looked_at: float | None = None  # when the latest look at what is new began, after our latest PUT
+        self._found = 0  # segments, by the latest such look
+        self._listen_at: int | None = None  # from which segment on it is worth a look who asks for a turn
         self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
         self._checkpoint: asyncio.Task[None] | None = None
         self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
-
-    @property
-    def is_contended(self) -> bool:
-        """Whether others have written to it lately."""
-        if self._others:
-            since = self._lately()
-            self._others = {writer: at for writer, at in self._others.items() if at >= since}
-        return bool(self._others)
-
-    def _lately(self) -> float:
-        turns = LATELY * (len(self._others) + 2)
-        return asyncio.get_running_loop().time() - turns * SLOT * self._put_time
 
     def blame(self) -> str:
         """Why a commit may take long."""
@@ -157,44 +145,40 @@ class Shard:
 
     async def pace(self) -> None:
         """Before a batch is taken: lets others who write have their turn."""
-        if self.is_contended:
-            with contextlib.suppress(StoreError):  # a commit will tell
-                await self._turn()
-        elif self._wins >= self._alone:
-            # Others may wish to write who never were in time: a loser has to read before it can write again.
-            gap = GAP * self._put_time - (asyncio.get_running_loop().time() - self._won_at)
-            self._wins, self._alone = 0, min(ALONE, 1.25 * self._alone)
-            await asyncio.sleep(max(0.0, gap))
+        with contextlib.suppress(StoreError):  # a commit will tell
+            await self._listen()
+            await self._turn()
 
     async def _turn(self) -> None:
-        """Waits while it is the turn of others. All who write take turns in the order of their names."""
-        state = self._state
+        """Waits while it is the turn of others."""
+        state, order = self._state, self._order
         if state is None:
             return
-        ahead = self._ahead_of_us(state)
-        until = state.number + len(ahead)
-        while (before := until - state.number) > 0:
-            await asyncio.sleep(before * SLOT * self._put_time * random.uniform(0.9, 1.1))
-            if not await self._read_on(before + 1):
-                return
-            if until - state.number == before:
-                # Whose turn it was has let it pass. Nobody waits for the dead more than once, and who lives and has
-                # nothing to write is reckoned with again as soon as it writes.
-                for name in ahead[-before:]:
-                    self._others.pop(name, None)
+        until = state.number + order.ahead()
+        while pause := order.wait(until - state.number):
+            await asyncio.sleep(pause)
+            await self._follow(max(1, until - state.number) + 1)
+            if self._state is not state:
                 return
 
-    def _ahead_of_us(self, state: _State) -> list[str]:
-        """Which others have their turn first."""
-        if not self.is_contended or self._won_at < self._lately():
-            return []  # the others do not reckon with us: whoever comes to them takes the first chance
-        latest = state.nonce.partition("-")[0]
-        names = sorted({*self._others, self._writer})
-        if latest not in names:
-            return []
-        first = names.index(latest) + 1
-        in_order = names[first:] + names[:first]
-        return in_order[: in_order.index(self._writer)]
+    async def _listen(self) -> None:
+        """Looks now and then whether somebody asks for a turn."""
+        state = self._state
+        if state is None or (self._listen_at is not None and state.number < self._listen_at):
+            return
+        is_first, self._listen_at = self._listen_at is None, state.number + LISTEN
+        if is_first:
+            return  # many never come to a second one
+        stored, _ = await self._archive.get(request_key(self.number))
+        if stored is not None:
+            with contextlib.suppress(msgspec.DecodeError):  # it counts for nothing but that
+                self._order.asked(msgspec.json.decode(stored.body, type=Request), self._now())
+
+    async def _ask(self, state: _State) -> None:
+        request = Request(self._nonce(), state.number, self._order.need, self._now())
+        with contextlib.suppress(StoreError):
+            await self._objects.put(request_key(self.number), msgspec.json.encode(request))
+            await self._follow(2)
 
     async def commit(self, wanted: list[Wanted]) -> None:
         """Stores what waits, and answers it. See `_pump.Pump`.
@@ -230,11 +214,13 @@ class Shard:
                     self._conflicted(task_id)
             if loop.time() > began + self._patience:
                 raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
+            if self._state is not None and races % ASK == 0:
+                await self._ask(self._state)
             await self._turn()
         index = (await self._known()).index
         self._mismatch = None
         # Where others look for work too, all would fight for the same first tasks.
-        index.first_share = random.random() if self.is_contended else 0.0
+        index.first_share = random.random() if self._order.is_contended else 0.0
         index.look(wanted[: batch.taken])
         for want in wanted[batch.taken :]:
             want.again = 0.0
@@ -255,8 +241,8 @@ class Shard:
 
     async def _append(self, state: _State, batch: Batch, now: datetime, wanted: list[Wanted]) -> bool:
         """Puts the next segment; `False` where somebody else has, and its number is taken."""
-        nonce = f"{self._writer}-{next(self._nonces):x}"
-        about = Segment(state.number + 1, self.number, nonce, state.nonce, now)
+        turn = round(self._order.need, 3)
+        about = Segment(state.number + 1, self.number, self._nonce(), state.nonce, now, turn)
         pending = self._pending = _Pending(about, write_segment(about, batch.data), batch)
         try:
             return await self._settle(pending)
@@ -268,6 +254,9 @@ class Shard:
                             f"the store did not tell whether a write to {want.task_id!r} landed: {exc}", want.task_id
                         )
             raise
+
+    def _nonce(self) -> str:
+        return f"{self._writer}-{next(self._nonces):x}"
 
     async def _settle(self, pending: _Pending) -> bool:
         """Puts a segment until it is known whether it counts. While that is not known no other one is put.
@@ -301,7 +290,7 @@ class Shard:
             try:
                 await self._objects.put(key, pending.body, absent=True)
             except ConflictError as exc:
-                self._answered_in(loop.time() - began)
+                self._answered(began)
                 # By somebody else, or by ourselves before the answer was lost.
                 nonces = await self._read_after_conflict(state)
                 if nonces is not None:
@@ -319,13 +308,13 @@ class Shard:
                 break
         since = pending.about.time.timestamp() if pending.may_be_stored else answered
         pending.may_be_stored = True
-        self._answered_in(loop.time() - began)
+        self._answered(began)
         if not await self._counts(state, (answered,)):
             return await self._has_counted(pending.about, since)
         state.index.apply(pending.batch)
         self._advance(state, pending.about, len(pending.body))
         state.known_at = answered if answered is not None else state.known_at
-        self._wins, self._won_at = self._wins + 1, loop.time()
+        self._order.saw([pending.about])
         return True
 
     async def _has_counted(self, about: Segment, since: float | None) -> bool:
@@ -352,16 +341,15 @@ class Shard:
             f"whether {segment_key(self.number, about.segment)} counted cannot be told any more"
         )
 
-    def _answered_in(self, seconds: float) -> None:
-        seconds = min(seconds, SLOWEST)
-        self._put_time += (seconds - self._put_time) * (NEWEST if self._put_time else 1.0)
-
-    async def _read_after_conflict(self, state: _State) -> list[str] | None:
+    async def _read_after_conflict(self, state: _State) -> set[str] | None:
         """The nonces of the segments that follow; `None` where there are none."""
         before = state.number
-        nonces: list[str] = []
-        await self._read_on(2, nonces)  # the second tells whether there are more
-        return nonces if self._state is not state or state.number > before else None
+        found = await self._follow(2)  # the second tells whether there are more
+        return {one.nonce for one in found} if self._state is not state or state.number > before else None
+
+    def _answered(self, began: float) -> None:
+        self._order.answered(self._looked_at, began)
+        self._looked_at = None
 
     # -- which answers count
 
@@ -390,15 +378,29 @@ class Shard:
     async def _is_latest(self, state: _State) -> bool:
         """Whether no segment follows. Those that do have been read when this returns."""
         before = state.number
-        await self._read_on(1)
+        await self._follow(1)
         return self._state is state and state.number == before
 
-    async def _read_on(self, width: int, nonces: list[str] | None = None) -> bool:
+    async def _follow(self, width: int) -> list[Segment]:
+        """Reads the segments that follow, and takes note of who has written them.
+
+        Args:
+            width: How many are asked for at once, to begin with.
+        """
+        self._looked_at = asyncio.get_running_loop().time()
+        found: list[Segment] = []
+        await self._read_on(width if self._found <= width else min(WIDEST, self._found + 1), found)
+        self._found = len(found)
+        if found:
+            self._order.saw(found)
+        return found
+
+    async def _read_on(self, width: int, segments: list[Segment] | None = None) -> bool:
         """Reads the segments that follow, until there is no further one.
 
         Args:
             width: How many are asked for at once, to begin with.
-            nonces: Takes those that were read.
+            segments: Takes those that were read.
 
         Returns:
             Whether what is known is so as of now; `False` where all must be read again.
@@ -417,8 +419,11 @@ class Shard:
                 return False
             for number, (stored, _) in enumerate(found, first):
                 assert stored is not None
-                if not self._read_one(state, number, stored.body, nonces):
+                about = self._read_one(state, number, stored.body)
+                if about is None:
                     return False
+                if segments is not None:
+                    segments.append(about)
                 if len(found) > 1:
                     await asyncio.sleep(0)
             if is_end:
@@ -427,7 +432,7 @@ class Shard:
                 return True
             width = min(WIDEST, 2 * width)
 
-    def _read_one(self, state: _State, number: int, body: bytes, nonces: list[str] | None) -> bool:
+    def _read_one(self, state: _State, number: int, body: bytes) -> Segment | None:
         key = segment_key(self.number, number)
         path = f"{self._objects!r}{key}"
         try:
@@ -441,17 +446,13 @@ class Shard:
                 logger.warning("%s does not follow what was read before; the shard is read again", path, extra=extra)
                 self._mismatch = key
                 self._state = None
-                return False
+                return None
             read_segment(path, body, begin, state.index)
         except StoreCorruptedError:
             self._state = None
             raise
         self._advance(state, about, len(body))
-        if about.writer != self._writer:
-            self._others[about.writer] = asyncio.get_running_loop().time()
-        if nonces is not None:
-            nonces.append(about.nonce)
-        return True
+        return about
 
     async def _load(self) -> None:
         """Reads the latest checkpoint, and what follows it."""

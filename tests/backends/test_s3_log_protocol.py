@@ -492,21 +492,71 @@ class TestTurns:
 
         run(main)
 
-    def test_one_that_comes_later_is_let_in(self) -> None:
+    @pytest.mark.parametrize("slow", [(0,), (0, 2), (0, 1, 2, 3)])
+    def test_those_who_are_slow_have_their_share_too(self, slow: tuple[int, ...]) -> None:
         async def main() -> None:
+            random.seed(1)
+            chance = random.Random(1)
             store = SimulatedStore(1, latency=(0.02, 0.04))
-            busy, late = Process(store), Process(store)
+            done = [0] * 4
+            loop = asyncio.get_running_loop()
 
-            async def write() -> None:
+            async def write(number: int) -> None:
+                process = Process(store)
+                while loop.time() < 30.0:
+                    if number in slow:  # as one that has a busy processor
+                        process.client.frozen_until = loop.time() + chance.uniform(0.05, 0.15)
+                    await process.add("word", f"job-{number}-{done[number]}")
+                    done[number] += 1
+
+            await asyncio.gather(*map(write, range(4)))
+            assert min(done) > sum(done) / 4 / 3, done
+
+        run(main)
+
+    @pytest.mark.parametrize("latency", [0.03, 0.3])
+    def test_one_that_comes_later_is_let_in_however_slow_it_is(self, latency: float) -> None:
+        async def main() -> None:
+            random.seed(1)
+            store = SimulatedStore(1, latency=(0.02, 0.04))
+            slow = SimulatedStore(2, latency=(latency, latency))
+            slow.objects = store.objects
+            writers = [Process(store) for _ in range(3)]
+            late = Process(slow)
+
+            async def write(process: Process, name: str) -> None:
                 for number in itertools.count():
-                    await busy.add("word", f"job-{number}")
+                    await process.add("word", f"{name}-{number}")
 
-            writing = asyncio.create_task(write())
-            await asyncio.sleep(30.0)
-            began = asyncio.get_running_loop().time()
-            await late.add("word")
-            assert asyncio.get_running_loop().time() - began < 80 * 0.03
-            writing.cancel()
+            for busy in (writers[:1], writers):
+                writing = [asyncio.create_task(write(process, f"job-{n}")) for n, process in enumerate(busy)]
+                await asyncio.sleep(20.0)
+                began = asyncio.get_running_loop().time()
+                await late.add(f"word for {len(busy)}")
+                assert asyncio.get_running_loop().time() - began < 30 * (0.03 + latency)
+                for task in writing:
+                    task.cancel()
+                await asyncio.wait(writing)
+
+        run(main)
+
+    def test_those_who_have_little_to_write_are_not_held_up(self) -> None:
+        async def main() -> None:
+            random.seed(1)
+            store = SimulatedStore(1, latency=(0.02, 0.04))
+            waits: list[float] = []
+            loop = asyncio.get_running_loop()
+
+            async def write(number: int) -> None:
+                process = Process(store)
+                for turn in range(60):
+                    await asyncio.sleep(random.expovariate(1.0))
+                    began = loop.time()
+                    await process.add("word", f"job-{number}-{turn}")
+                    waits.append(loop.time() - began)
+
+            await asyncio.gather(*map(write, range(4)))
+            assert sorted(waits)[len(waits) // 2] < 10 * 0.03
 
         run(main)
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
-from aiotracker import Status, StoreUnavailableError, Task
+from aiotracker import OutcomeUnknownError, Status, StoreUnavailableError, Task
 from aiotracker.backends import _archive, _pump, _segments, _shard
 from aiotracker.backends._log import Index, Wanted
 from aiotracker.backends._segments import Times, number_of, shard_of
@@ -293,7 +293,7 @@ class Run:
             self._note(process, f"asks for {step.name!r} of {task_id}")
             try:
                 task = await process.submit(Wanted(task_id, step, f"{step.name} {step.again}"))
-            except StoreUnavailableError as exc:
+            except (StoreUnavailableError, OutcomeUnknownError) as exc:
                 self._note(process, f"is told of {step.name!r}: {type(exc).__name__}: {exc}")
                 if chance.random() < 0.5:
                     return
@@ -320,7 +320,7 @@ class Run:
             }
             try:
                 state = await pump.submit(Wanted(look=_state))
-            except StoreUnavailableError as exc:
+            except (StoreUnavailableError, OutcomeUnknownError) as exc:
                 self._note(process, f"is not told what is there: {exc}")
                 is_told = False
                 continue

@@ -7,7 +7,7 @@ from typing import Any, Final
 from unittest import mock
 
 from aiotracker.backends._archive import Archive, Stood
-from aiotracker.backends._segments import Floor, split
+from aiotracker.backends._segments import Floor, Segment, split
 from aiotracker.backends._shard import Shard, _Pending, _State
 from tests.backends import test_s3_log_protocol as protocol
 from tests.services.simulated_s3 import Object, SimulatedStore
@@ -99,9 +99,9 @@ async def _forgets_its_own(self: Shard, state: _State) -> list[str] | None:
 _read_after_conflict, _read_one = Shard._read_after_conflict, Shard._read_one
 
 
-def _read_unchained(self: Shard, state: _State, number: int, body: bytes, nonces: list[str] | None) -> bool:
+def _read_unchained(self: Shard, state: _State, number: int, body: bytes) -> Segment | None:
     state.nonce = split("", body)[0].before
-    return _read_one(self, state, number, body, nonces)
+    return _read_one(self, state, number, body)
 
 
 MUTATIONS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
