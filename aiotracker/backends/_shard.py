@@ -47,8 +47,8 @@ FIRST_LOOK: Final = 4  # segments that are asked for at once by whoever reads a 
 WIDEST: Final = 32  # segments that are asked for at once
 TAIL_BYTES: Final = 4 * 1024 * 1024  # of segments behind a checkpoint, before there is another one
 WORTH: Final = 16  # segments for each request that a checkpoint takes, so that it costs a sixteenth at the most
-LISTEN: Final = 8  # segments, after which it is looked whether somebody asks for a turn
-ASK: Final = 3  # races that are lost, before a turn is asked for
+LISTEN: Final = 8  # segments at the most, after which it is looked whether somebody asks for a turn
+ASK: Final = 2  # races that are lost, before a turn is asked for
 CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
 
 
@@ -123,7 +123,8 @@ class Shard:
         self._order = Order(writer)
         self._looked_at: float | None = None  # when the latest look at what is new began, after our latest PUT
         self._found = 0  # segments, by the latest such look
-        self._listen_at: int | None = None  # from which segment on it is worth a look who asks for a turn
+        self._listened_at: int | None = None  # at which segment it was last looked whether somebody asks for a turn
+        self._listen_after = 2  # segments after that; so long, since many trackers do not write more
         self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
         self._checkpoint: asyncio.Task[None] | None = None
         self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
@@ -164,11 +165,13 @@ class Shard:
     async def _listen(self) -> None:
         """Looks now and then whether somebody asks for a turn."""
         state = self._state
-        if state is None or (self._listen_at is not None and state.number < self._listen_at):
+        if state is None:
             return
-        is_first, self._listen_at = self._listen_at is None, state.number + LISTEN
-        if is_first:
-            return  # many never come to a second one
+        if self._listened_at is None:
+            self._listened_at = state.number
+        if state.number < self._listened_at + self._listen_after:
+            return
+        self._listened_at, self._listen_after = state.number, min(LISTEN, 2 * self._listen_after)
         stored, _ = await self._archive.get(request_key(self.number))
         if stored is not None:
             with contextlib.suppress(msgspec.DecodeError):  # it counts for nothing but that
