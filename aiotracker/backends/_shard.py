@@ -178,9 +178,14 @@ class Shard:
                 self._order.asked(msgspec.json.decode(stored.body, type=Request), self._now())
 
     async def _ask(self, state: _State) -> None:
+        """Asks for a turn, unless somebody else does so at the same time."""
+        key = request_key(self.number)
         request = Request(self._nonce(), state.number, self._order.need, self._now())
         with contextlib.suppress(StoreError):
-            await self._objects.put(request_key(self.number), msgspec.json.encode(request))
+            earlier, _ = await self._archive.get(key)
+            with contextlib.suppress(ConflictError):
+                etag = None if earlier is None else earlier.etag
+                await self._objects.put(key, msgspec.json.encode(request), absent=etag is None, match=etag)
             await self._follow(2)
 
     async def commit(self, wanted: list[Wanted]) -> None:

@@ -188,7 +188,8 @@ class TestGhosts:
     def test_a_store_whose_clock_was_set_back_or_that_does_not_tell_the_time_is_asked_for_the_floor(self) -> None:
         async def main() -> None:
             store = SimulatedStore()
-            store.trace = trace = []
+            trace: list[str] = []
+            store.trace = trace
             process = Process(store)
 
             async def floors_of(word: str) -> int:
