@@ -2,9 +2,8 @@
 
 All who have written lately take turns, in the order of their names: after a segment of one, the next one writes. It
 must see that segment first, and each segment says how long its writer needs for that: so long the others leave it its
-turn. Whoever lets its turn pass is passed over, and after a second time in a row (the first, if it has written only
-once) not reckoned with until it writes again. All processes see the same segments, so they agree, more or less; where
-they do not, one of them loses a race.
+turn. Whoever lets its turn pass is passed over, and not reckoned with until it writes again. All processes see the same
+segments, so they agree, more or less; where they do not, one of them loses a race.
 
 Whoever is not reckoned with, and too slow to win a race, asks for a turn; those who write look for that now and then.
 """
@@ -13,28 +12,23 @@ import asyncio
 import random
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from ._segments import Request, Segment
 
 __all__ = ["Order"]
 
 FORGOTTEN: Final = 600.0  # seconds after which a writer that was not seen is not reckoned with
-REGULAR: Final = 2  # turns that are left to somebody who does not use them any more
 ROUND_TRIPS: Final = 2.0  # that a turn takes at the least: to see that it has come, and to write
 MARGIN: Final = 2.0  # times what somebody needs
 LONGEST: Final = 2.0  # seconds that a turn is left to anybody
 STALE: Final = timedelta(seconds=30)  # after which a request for a turn is that of somebody who has gone
 
 
-class _Writer:
-    __slots__ = ("need", "number", "seen_at", "turns")
-
-    def __init__(self) -> None:
-        self.turns = 0  # that it may let pass
-        self.need = 0.0
-        self.number = 0  # of its latest segment
-        self.seen_at = 0.0
+class _Writer(NamedTuple):
+    need: float  # seconds
+    number: int  # of its latest segment
+    seen_at: float
 
 
 class Order:
@@ -84,11 +78,10 @@ class Order:
         self._since = now = _now()
         for segment in segments:
             if self._latest in self._writers and segment.writer in self._writers:
-                self._pass_over(self._between(self._latest, segment.writer))
+                for passed_over in self._between(self._latest, segment.writer):
+                    del self._writers[passed_over]
             self._latest = segment.writer
-            writer = self._writers.setdefault(self._latest, _Writer())
-            writer.turns = min(REGULAR, writer.turns + 1)
-            writer.need, writer.number, writer.seen_at = segment.turn, segment.segment, now
+            self._writers[self._latest] = _Writer(segment.turn, segment.segment, now)
             if self._latest == self._let_in:
                 self._let_in, self._let_in_until = None, 0.0
 
@@ -120,13 +113,6 @@ class Order:
         self._put_time += (put_time - self._put_time) * (0.2 if self._put_time else 1.0)
         need = ROUND_TRIPS * put_time if looked_at is None else min(LONGEST, now - looked_at)
         self.need = max(need, 0.9 * self.need + 0.1 * need)
-
-    def _pass_over(self, names: list[str]) -> None:
-        for name in names:
-            writer = self._writers[name]
-            writer.turns -= 1
-            if not writer.turns:
-                del self._writers[name]
 
     def _patience(self, name: str) -> float:
         return min(LONGEST, MARGIN * max(self._writers[name].need, ROUND_TRIPS * self._put_time))

@@ -541,6 +541,8 @@ class TestTurns:
                 for task in writing:
                     task.cancel()
                 await asyncio.wait(writing)
+            for process in (*writers, late):
+                await process.aclose()
 
         run(main)
 
