@@ -80,5 +80,5 @@ mutants: $(INSTALLED) ## Breaks the rules in 700 ways, one at a time; fails wher
 	if [ -n "$$survived" ]; then echo "$$survived"; echo "See one: $(BIN)/mutmut show NAME"; exit 1; fi
 
 clean: ## Removes what was made, .venv and the demo's store included.
-	rm -rf $(VENV) build dist mutants demo-store demo-bodies.jsonl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist mutants demo-store demo-bodies.jsonl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find aiotracker tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,12 +39,13 @@ class Cause(msgspec.Struct):
 class Causes:
     """Sorts tasks by what went wrong.
 
-    Holds one `Cause` for each, however many tasks there are:
+    Holds one `Cause` for each, however many tasks there are::
 
         causes = Causes()
         async for task in tracker.find(status={"failed", "exhausted"}):
             causes.add(task)
-        for cause in causes.sorted(): ...
+        for cause in causes.sorted():
+            ...
     """
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -46,11 +47,15 @@ class Clock(ABC):
         return Moment(self.monotonic(), self.boot().seconds, self.now().timestamp())
 
 
+# Bound here: what tests put in the place of `datetime` gives times that cannot be stored.
+_now: Final = datetime.now
+
+
 class SystemClock(Clock):
     """The machine's clocks."""
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return _now(UTC)
 
     def monotonic(self) -> float:
         return time.monotonic()

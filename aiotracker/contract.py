@@ -151,9 +151,14 @@ class Contract(ABC):
 
     async def _write(self, current: Task | None, new: Task | None) -> Task | None:
         if new is not None:
-            if self.observer is not None:
-                return await self._dump_observed(new, self.observer)
-            return await self.dump(new)
+            write = self.dump(new) if self.observer is None else self._dump_observed(new, self.observer)
+            stored: object = await write
+            if not isinstance(stored, Task):
+                raise TypeError(
+                    f"{type(self).__name__}.dump must return what it has stored, as task.replace(version=...), and "
+                    f"returned {stored!r}"
+                )
+            return stored
         if current is not None:
             await self.delete(current)
         return None
@@ -179,7 +184,10 @@ class Contract(ABC):
         """A name that no other write has, in any process."""
 
     def scan(self, query: Query) -> AsyncIterator[Task]:
-        """At least all tasks that match, in the query's order; holds nothing while suspended.
+        """At least all tasks that match, in the query's order.
+
+        Too many do no harm: whoever asks looks at each again. Holds nothing (cursor, lock, transaction) while it is
+        suspended.
 
         Raises:
             UnsupportedError: The backend has no scan.
@@ -187,7 +195,11 @@ class Contract(ABC):
         raise _unsupported(self, "scan")
 
     async def tally(self, query: Query, by: GroupBy) -> Counter[str]:
-        """How many tasks match, by what `group_of` says; the query has neither order nor limit.
+        """How many tasks match, in groups: what `count` answers.
+
+        Args:
+            query: Which tasks; it has neither order nor limit.
+            by: What they are grouped by; tasks that have nothing of the kind are counted under the empty string.
 
         Raises:
             UnsupportedError: The backend has no scan.
@@ -202,12 +214,17 @@ class Contract(ABC):
         """Removes the record, guarded like `dump`.
 
         Raises:
+            ConflictError: Another version is stored; nothing was changed.
+            StoreUnavailableError: Whether it was removed is not known.
             UnsupportedError: The backend has no delete.
         """
         raise _unsupported(self, "delete")
 
     async def claimable(self, limit: int) -> Claimable:
         """Tasks that may be worth a claim, best first, and when more may become so.
+
+        Args:
+            limit: How many at the most.
 
         Raises:
             UnsupportedError: The backend has no scan.

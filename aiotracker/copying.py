@@ -10,7 +10,6 @@ what they do in both at once cannot be put together again.
 import asyncio
 import os
 import random
-import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -31,14 +30,15 @@ from ._core.codec import check_id, find_problem
 from ._core.task import Task
 from ._core.transitions import ENDS_KEPT, Judge
 from .backends._abstract_tracker import from_abstract_tracker
+from .backends._filesystem import checked_path
 from .backends.memory import MemoryTracker
 from .clock import SystemClock
 from .contract import UNKNOWN
 from .errors import InvalidValueError, RecordTooLargeError, StoreError, StoreUnavailableError, UnsupportedError
 from .tracker import BaseTracker
-from .urls import open_tracker
+from .urls import open_tracker, path_of, shown
 
-__all__ = ["CopyReport", "Kind", "Problem", "Progress", "copy", "shown"]
+__all__ = ["CopyReport", "Kind", "Problem", "Progress", "copy"]
 
 T = TypeVar("T")
 
@@ -146,11 +146,6 @@ async def copy(
             await job.verify()
     job.report.seconds = time.monotonic() - began
     return job.report
-
-
-def shown(url: str) -> str:
-    """A store's URL without user and password."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", url)
 
 
 # -- which of two records is the later one
@@ -444,7 +439,7 @@ async def _opening(url: str, **options: Any) -> BaseTracker[Any, Any]:
 def _is_yet_to_be_made(url: str) -> bool:
     """A store that would create itself, and is looked at before it has."""
     scheme, _, rest = url.partition(":")
-    return scheme in ("file", "folder", "sqlite") and not os.path.exists(unquote(rest.partition("?")[0]))
+    return scheme in ("file", "folder", "sqlite") and not os.path.exists(path_of(rest.partition("?")[0]))
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
@@ -497,7 +492,7 @@ def _source(given: str | BaseTracker[Any, Any]) -> _Source:
         return _OldObjects(given, place.removeprefix("s3://"))
     if not place:
         raise InvalidValueError(f"{given!r} names no files; write {OLD_FILES}DIR or {OLD_FILES}s3://BUCKET/PREFIX")
-    return _OldFolder(Path(unquote(place)))
+    return _OldFolder(checked_path(path_of(place)))
 
 
 class _TrackerSource(_Source):

@@ -14,10 +14,11 @@ from urllib.parse import unquote
 import msgspec
 
 from ._core.codec import FORMAT
-from .backends._filesystem import explain, sync_data, sync_folder, write_all
+from .backends._filesystem import checked_path, explain, sync_data, sync_folder, write_all
 from .backends._log import Index, check_line, commits, is_record, next_commit, parse, seal
 from .backends.folder import read_record
 from .errors import StoreError, UnsupportedError
+from .urls import path_of
 
 __all__ = ["Problem", "Report", "examine"]
 
@@ -77,13 +78,17 @@ async def examine(url: str, *, repair: bool = False) -> Report:
             process use the store meanwhile.
 
     Raises:
+        InvalidValueError: The path cannot be one.
         UnsupportedError: Another kind of store; those repair themselves, or their servers do.
         StoreError: There is no store, or it cannot be read or written.
     """
     scheme, _, rest = url.partition(":")
-    path = Path(unquote(rest.partition("?")[0]))
+    path = checked_path(path_of(rest.partition("?")[0]))
     if scheme not in ("file", "folder"):
-        raise UnsupportedError(f"only file: and folder: stores can be examined, not {url!r}", "examine")
+        raise UnsupportedError(
+            f"only file: and folder: stores are examined, not {scheme}: ones; databases have tools of their own",
+            "examine",
+        )
     look = _examine_log if scheme == "file" else _examine_folder
     try:
         return await asyncio.to_thread(look, url, path, repair)

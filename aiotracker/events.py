@@ -374,7 +374,8 @@ _IN_RECORDS: Final = ("task_id", "fence", "attempt", "outcome", "reason", "secon
 def log_events(event: Event) -> None:
     """A hook that logs each event under `aiotracker.events`, its fields as attributes of the log record.
 
-    Outcomes are INFO, failures WARNING, exhausted tasks ERROR, all the rest DEBUG.
+    Outcomes are INFO, failures WARNING, exhausted tasks ERROR, all the rest DEBUG. To be given to a tracker:
+    `hooks=[log_events]`.
     """
     log = logging.getLogger("aiotracker.events")
     level = _LEVELS.get(type(event), logging.DEBUG)

@@ -117,7 +117,8 @@ class Run(Generic[D, R]):
             raise RuntimeError("a run is entered once; call tracker.run(...) again for another")
         tracker = self.tracker
         body = asyncio.current_task(tracker.loop)
-        if body is None:
+        # On another thread, that is whatever runs on the tracker's event loop just now.
+        if body is None or _is_elsewhere(tracker.loop):
             raise RuntimeError("a tracker is used on the event loop that opened it")
         asked = tracker.clock.moment()
         answer = tracker.update(self.task_id, claim, known=self._known)
@@ -477,7 +478,10 @@ class Run(Generic[D, R]):
         self.changes.steps = self.changes.steps | {step.name: step}
 
     def check(self) -> None:
-        """Raises `LeaseLostError` where the lease is over by our own clocks."""
+        """Raises `LeaseLostError` where the run has ended, or the lease is over by our own clocks."""
+        if self.held.ending and self.held.lost is None:
+            message = f"the run of {self.task_id!r} has ended; nothing more of it is recorded"
+            raise LeaseLostError(message, self.task_id, self.record.fence)
         if not self.held.check():
             raise self._lost()
 
@@ -539,6 +543,14 @@ class Run(Generic[D, R]):
             return future.result()
         future.cancel()
         return describe_briefly(exc, self.task_id)
+
+
+def _is_elsewhere(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Whether another event loop runs here; none does in a forked child, which the store refuses."""
+    try:
+        return asyncio.get_running_loop() is not loop
+    except RuntimeError:
+        return False
 
 
 def _is_exit(exc: BaseException | None) -> bool:

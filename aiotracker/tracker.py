@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
@@ -15,7 +15,7 @@ import anyio
 import msgspec
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from ._core.codec import check_id
+from ._core.codec import check_id, find_problem
 from ._core.query import GroupBy, Query, Where, aware, check_group
 from ._core.retry import Retry
 from ._core.task import Task
@@ -98,12 +98,16 @@ class BaseTracker(Contract, Generic[D, R]):
         self.retry = Retry() if retry is None else _check_retry(retry)
         self.data_type: Any = data_type
         self.result_type: Any = result_type
-        self.clock = clock or SystemClock()
+        if clock is not None and not isinstance(clock, Clock):
+            raise InvalidValueError(f"clock takes an object of a class that extends Clock, not {clock!r}")
+        if not isinstance(read_only, bool):
+            raise InvalidValueError(f"read_only takes True or False, not {read_only!r}")
+        self.clock = SystemClock() if clock is None else clock
         self.read_only = read_only
         if isinstance(clock_skew, bool) or not isinstance(clock_skew, int | float) or not 0 <= clock_skew < 1e9:
             raise InvalidValueError(f"clock_skew takes a number of seconds, 0 or more, not {clock_skew!r}")
         self.clock_skew = float(clock_skew)
-        if worker is not None and (not isinstance(worker, str) or not 1 <= len(worker) <= 200):
+        if worker is not None and (type(worker) is not str or not 1 <= len(worker) <= 200 or find_problem(worker, "")):
             raise InvalidValueError(f"worker takes a str of 1 to 200 characters, not {worker!r}")
         self._names = Names()
         self.worker = worker or f"{socket.gethostname()[:60]}:{os.getpid()}:{self._names.prefix[:4]}"
@@ -111,6 +115,7 @@ class BaseTracker(Contract, Generic[D, R]):
         self._boot = self.clock.boot
         self.loop: asyncio.AbstractEventLoop | None = None  # the one that opened it
         self._stack: AsyncExitStack | None = None
+        self._is_opening = False
         self._is_closing = False
         self._keeper: Keeper | None = None
         self._listeners: set[asyncio.Event] = set()  # to be set when there may be new work
@@ -129,17 +134,20 @@ class BaseTracker(Contract, Generic[D, R]):
         Raises:
             StoreError: It cannot be used; the message says why and what to do.
         """
-        if self._stack is not None:
+        if self._stack is not None or self._is_opening:
             raise StoreError(f"this {type(self).__name__} is open already; use one `async with` a tracker")
         self.loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self.clock.boot)  # the first look reads a file
         stack = AsyncExitStack()
+        self._is_opening = True
         try:
+            await asyncio.to_thread(self.clock.boot)  # the first look reads a file
             await self.connect(stack)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
             raise
+        finally:
+            self._is_opening = False
         self._stack = stack
         self.judge = Judge(self._boot, self.clock_skew + self.clock_uncertainty)
         self._keeper = self._new_keeper()
@@ -167,7 +175,11 @@ class BaseTracker(Contract, Generic[D, R]):
             pass
 
     async def aclose(self) -> None:
-        """Closes what `open` opened. Runs must have ended before; a lease that is still held then runs out."""
+        """Closes what `open` opened; on a tracker that is not open it does nothing.
+
+        Runs must have ended before; a lease that is still held then runs out. Not cut short by a cancellation, and
+        bounded in time.
+        """
         stack, keeper = self._stack, self._keeper
         if stack is None or keeper is None or self._is_closing:
             return
@@ -223,7 +235,11 @@ class BaseTracker(Contract, Generic[D, R]):
         """Claims a task and records how the body ends: `async with tracker.run("order-17") as task: ...`.
 
         Left normally: succeeded, with `task.result`. An exception: failed, with its traceback, or exhausted after the
-        last attempt; it is raised on. Cancelled: released, pending again, the attempt given back.
+        last attempt; it is raised on. Cancelled: released, pending again, the attempt given back. `GiveUp` exhausts it
+        at once, and `Postpone` makes it pending for later; both are raised on too.
+
+        The lease is renewed for as long as the body runs and the event loop turns. The body may run more than once,
+        after a crash for instance; its outcome is recorded once.
 
         Args:
             task_id: Which task; a new record is made where there is none.
@@ -260,7 +276,7 @@ class BaseTracker(Contract, Generic[D, R]):
         known: Task | None = None,
     ) -> Run[D, R]:
         self._check_writable("run")
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         ttl = self.lease if lease is None else check_seconds("lease", lease)
         terms = Terms(self._names.new(), self.worker, ttl, self._boot)
         retry = self.retry if retry is None else _check_retry(retry)
@@ -270,6 +286,9 @@ class BaseTracker(Contract, Generic[D, R]):
 
     async def call(self, task_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls an async function once for this id, and gives its result then and every other time.
+
+        As with every body, `fn` may run again if the process died, or the lease was lost, before the result was
+        recorded.
 
         Args:
             task_id: What must happen once.
@@ -281,6 +300,9 @@ class BaseTracker(Contract, Generic[D, R]):
             TaskUnavailableError: Somebody else is at it, or it is exhausted or ignored.
             TypeError: `fn` is not async.
             InvalidValueError: The result cannot be stored (recorded as a failure), or does not fit the annotation.
+            LeaseLostError: The lease was lost, and `fn` cancelled; no result is recorded.
+            OutcomeUnknownError: The store did not tell whether the result was recorded.
+            StoreError: The store cannot be used.
             Exception: What `fn` raises; recorded as a failure.
         """
         check_async(fn, "call")
@@ -320,12 +342,13 @@ class BaseTracker(Contract, Generic[D, R]):
             ids: Which tasks, in this order, taken one by one as there is room; made where there are none. Tasks that
                 are added meanwhile are not taken. By default all tasks of the store, highest priority first.
             concurrency: Bodies at once.
-            limit: Runs at the most.
+            limit: Runs at the most, retries included.
             forever: Waits for more tasks, until `stop`.
             retry: Instead of the tracker's.
             stop: An event (asyncio's or anyio's). When it is set no more tasks are claimed; bodies under way have
                 `grace` to end, then they are cancelled and released. See `stop_on_signals`.
-            grace: Seconds.
+            grace: Seconds that bodies under way have to end by themselves, once `stop` is set; `inf`: as many as they
+                take.
             on_done: Called with the record of each task that became final here; may be async.
 
         Returns:
@@ -333,6 +356,7 @@ class BaseTracker(Contract, Generic[D, R]):
 
         Raises:
             TypeError: `fn` is not async.
+            InvalidValueError: An argument, or one of the ids, cannot be taken.
             StoreError: The store cannot be used (it is full, say), or could not be reached for a minute; bodies under
                 way were cancelled and released.
             UnsupportedError: Without `ids`, on a backend without `scan`.
@@ -356,14 +380,19 @@ class BaseTracker(Contract, Generic[D, R]):
     async def wait(self, task_id: str, timeout: float | None = None) -> Task:
         """The record, as soon as it is final; a task that is not there yet is waited for.
 
+        It reads the record again and again, after 0.02 seconds at first and every 2 seconds later on.
+
         Args:
             task_id: Which task.
-            timeout: Seconds.
+            timeout: Seconds; by default without an end.
 
         Raises:
             TimeoutError: It is not final yet.
+            InvalidValueError: An argument cannot be taken.
         """
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float | None) or timeout != timeout:
+            raise InvalidValueError(f"timeout takes a number of seconds or None, not {timeout!r}")
         until = None if timeout is None else self.clock.monotonic() + timeout
         pause = 0.02
         while True:
@@ -393,13 +422,19 @@ class BaseTracker(Contract, Generic[D, R]):
             priority: Higher ones are worked on first.
 
         Returns:
-            Whether it is new.
+            Whether it is new. A task that is there already stays as it is.
+
+        Raises:
+            TypeError: The id is no str.
+            InvalidValueError: An argument cannot be taken: a naive time, say, or data that JSON cannot hold.
+            RecordTooLargeError: `data` leaves no room for how the task's runs end.
+            StoreError: The store cannot be used.
         """
         self._check_writable("add")
-        rule, create_id = self._adding(task_id, data, not_before, priority)
-        task = await self.update(task_id, rule, known=None)
+        rule = self._adding(task_id, data, not_before, priority)
+        task = await self.update(rule.task_id, rule, known=None)
         self._wake()
-        return task is not None and task.create_id == create_id
+        return task is not None and task.create_id == rule.create_id
 
     async def add_many(
         self,
@@ -407,19 +442,30 @@ class BaseTracker(Contract, Generic[D, R]):
     ) -> int:
         """Makes many pending tasks; those that are there already stay as they are.
 
+        They share commits, up to 1,000 at a time, and never are all of them in memory. If it is interrupted or fails,
+        those that were added stay, and it may be called again.
+
         Args:
             items: Ids, or pairs of id and data; any sync or async iterable, of any length.
 
         Returns:
             How many are new.
+
+        Raises:
+            TypeError: An id is no str.
+            InvalidValueError: An item cannot be taken.
+            RecordTooLargeError: The data of one leaves no room for how its runs end.
+            StoreError: The store cannot be used.
         """
         self._check_writable("add_many")
+        if isinstance(items, Mapping):
+            raise InvalidValueError("add_many takes ids or pairs, not a dict: give its items(), or a list of its keys")
 
         async def add_one(item: Any) -> bool:
             task_id, data = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-            rule, create_id = self._adding(task_id, data, None, 0)
-            task = await self.update(task_id, rule, known=None)
-            return task is not None and task.create_id == create_id
+            rule = self._adding(task_id, data, None, 0)
+            task = await self.update(rule.task_id, rule, known=None)
+            return task is not None and task.create_id == rule.create_id
 
         added = 0
         try:
@@ -500,7 +546,8 @@ class BaseTracker(Contract, Generic[D, R]):
 
         Args:
             *ids: Which tasks.
-            from_step: Forget this step, and those that were first started after it.
+            from_step: Forget this step, and those that were first started after it. With filters, a task that has not
+                come to it keeps its steps, and one that has succeeded without it is passed over.
             force: Also tasks that are held; their lease is taken away, and the body cancelled at its next renewal.
             reason: Why, in a line of at most 200 characters. Kept in each record (`Task.changes`, the last 4), together
                 with the verb, the time, and who.
@@ -511,34 +558,66 @@ class BaseTracker(Contract, Generic[D, R]):
             How many were changed.
 
         Raises:
-            InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
+            InvalidValueError: Neither ids nor filters are given, or one cannot be taken; or a task named by its id
+                alone has no step `from_step`, and stays as it is.
         """
+        if from_step is not None and (not isinstance(from_step, str) or not from_step):
+            raise InvalidValueError(f"from_step takes the name of a step, not {from_step!r}")
         author = self._author(by, reason)
-        return await self._change("reset", ids, where, force, author, lambda aim: Reset(aim, author, from_step))
+        return await self._change(
+            "reset", ids, where, force, author, lambda aim: Reset(aim, author, from_step), from_step
+        )
 
     async def ignore(
         self, *ids: str, force: bool = False, reason: str = "", by: str | None = None, **where: Unpack[Where]
     ) -> int:
-        """Sets tasks aside; nobody runs them until they are reset. Arguments and result as for `reset`."""
+        """Sets tasks aside; nobody runs them until they are reset.
+
+        Args:
+            *ids: Which tasks.
+            force: Also tasks that are held; their lease is taken away, and the body cancelled at its next renewal.
+            reason: Why; kept in each record, as with `reset`.
+            by: Who; by default this tracker's `worker`.
+            **where: ... or which tasks, see `Where`.
+
+        Returns:
+            How many were changed.
+
+        Raises:
+            InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
+        """
         author = self._author(by, reason)
         return await self._change("ignore", ids, where, force, author, lambda aim: Ignore(aim, author))
 
     async def purge(
         self, *ids: str, force: bool = False, reason: str = "", by: str | None = None, **where: Unpack[Where]
     ) -> int:
-        """Removes records. Those changed within the last hour are spared unless `force`: they may still be needed to
-        recognise a write whose reply was lost. Arguments and result as for `reset`; since no record is left to keep
-        them, who and why go to the log only.
+        """Removes records: the store forgets these tasks, and their ids may be run again.
+
+        Records that were changed within the last hour are spared unless `force`: they may still be needed to recognise
+        a write whose reply was lost. A later claim of the same id has a larger fence than all earlier ones.
+
+        Args:
+            *ids: Which tasks.
+            force: Also tasks that are held, and those that were changed within the last hour.
+            reason: Why; since no record is left to keep it, it goes to the log only, and so does `by`.
+            by: Who; by default this tracker's `worker`.
+            **where: ... or which tasks, see `Where`.
+
+        Returns:
+            How many were removed.
 
         Raises:
+            InvalidValueError: Neither ids nor filters are given, or a filter cannot be taken.
             UnsupportedError: The backend has no `delete`.
         """
         return await self._change("purge", ids, where, force, self._author(by, reason), Purge)
 
     def _author(self, by: str | None, reason: str) -> Author:
-        for name, text, most in (("by", by, 200), ("reason", reason, 200)):
-            if text is not None and (not isinstance(text, str) or len(text) > most or not text.isprintable()):
-                raise InvalidValueError(f"{name} takes a line of text of at most {most} characters, not {text!r}")
+        for name, text in (("by", "" if by is None else by), ("reason", reason)):
+            # Of exactly this type: encoders refuse subclasses.
+            if type(text) is not str or len(text) > 200 or not text.isprintable():
+                raise InvalidValueError(f"{name} takes a line of text of at most 200 characters, not {text!r}")
         return Author(by or self.worker, reason)
 
     async def _change(
@@ -549,25 +628,27 @@ class BaseTracker(Contract, Generic[D, R]):
         force: bool,
         author: Author,
         rule: Callable[[Aim], Rule],
+        from_step: str | None = None,
     ) -> int:
         self._check_writable(verb)
         if not ids and not where:
             raise InvalidValueError(
                 f"{verb} takes ids or filters, e.g. {verb}(status='failed'); for all tasks give every status"
             )
-        for task_id in ids:
-            self._check_id(task_id)
+        ids = tuple(self._check_id(task_id) for task_id in ids)
         query = self._query(where) if where else None
 
         async def change(item: str | Task) -> bool:
             first = await self.load(item) if isinstance(item, str) else item
             if first is None or (query is not None and not query.matches(first)):
                 return False
+            if query is None and from_step is not None:
+                _check_step(first, from_step)
             change = Witness(rule(Aim(self.judge, first.fence, first.status, force, query)))
             await self.update(first.id, change, known=first)
             return change.is_made
 
-        items: Iterable[str] | AsyncIterable[Task] = ids if ids else self._find(self._query(where))
+        items: Iterable[str] | AsyncIterable[Task] = ids if ids or query is None else self._find(query)
         changed = 0
         try:
             async for done in in_windows(items, change):
@@ -595,17 +676,16 @@ class BaseTracker(Contract, Generic[D, R]):
         for event in self._listeners:
             event.set()
 
-    def _adding(self, task_id: str, data: Any, not_before: datetime | None, priority: int) -> tuple[Rule, str]:
-        self._check_id(task_id)
-        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
+    def _adding(self, task_id: str, data: Any, not_before: datetime | None, priority: int) -> Add:
+        task_id = self._check_id(task_id)
+        if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
             raise InvalidValueError(f"priority takes an int of at most 32 bits, not {priority!r}")
         try:
             due = None if not_before is None else aware("not_before", not_before)
         except ValueError as exc:
             raise InvalidValueError(str(exc)) from exc
-        create_id = self._names.new()
         stored = None if data is None else self._plain_data(task_id, data)
-        return Add(task_id, create_id, stored, due, priority), create_id
+        return Add(task_id, self._names.new(), stored, due, priority)
 
     def _plain_data(self, task_id: str, data: Any) -> Any:
         stored = plain_value(data, self.data_type, "data")
@@ -619,9 +699,9 @@ class BaseTracker(Contract, Generic[D, R]):
         except ValueError as exc:
             raise InvalidValueError(str(exc)) from exc
 
-    def _check_id(self, task_id: str) -> None:
+    def _check_id(self, task_id: str) -> str:
         try:
-            check_id(task_id)
+            return check_id(task_id)
         except ValueError as exc:
             raise InvalidValueError(str(exc)) from exc
 
@@ -636,6 +716,13 @@ def _check_retry(retry: Retry) -> Retry:
     if not isinstance(retry, Retry):
         raise InvalidValueError(f"retry takes a Retry, e.g. Retry(max_attempts=5), not {retry!r}")
     return retry
+
+
+def _check_step(task: Task, name: str) -> None:
+    names = [step.name for step in task.steps]
+    if name not in names:
+        there = f"there are: {', '.join(map(repr, names))}" if names else "it has none"
+        raise InvalidValueError(f"{task.id!r} has no step {name!r}; {there}")
 
 
 def _check_count(name: str, value: int) -> int:

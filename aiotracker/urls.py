@@ -1,5 +1,7 @@
 """Opens a tracker by the URL of its store."""
 
+import os
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
@@ -12,7 +14,7 @@ import msgspec
 from .errors import InvalidValueError
 from .tracker import BaseTracker
 
-__all__ = ["open_tracker"]
+__all__ = ["open_tracker", "path_of", "shown"]
 
 Reader = Callable[[str], Any]
 
@@ -24,8 +26,9 @@ def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
         url: `memory:`, `file:PATH`, `folder:PATH`, `sqlite:PATH`, `postgresql://...`, `redis://...`,
             `dynamodb://TABLE`, `s3://BUCKET/PREFIX` or `s3+log://BUCKET/PREFIX`. Options of the tracker may follow as
             `?name=value&...`: `lease`, `clock_skew`, `worker`, `read_only`, and the store's own, such as `namespace`,
-            `endpoint_url`, `region` or `shards`. In a path, `%3F` stands for a question mark.
-        **options: Of the tracker, such as `retry=`, `lease=`, `data_type=`.
+            `endpoint_url`, `region` or `shards`. In a path, `%3F` stands for a question mark, and `~/` or `~USER/` at
+            its beginning for a home folder.
+        **options: Of the tracker, such as `retry=`, `lease=`, `data_type=`. They win over those in the URL.
 
     Raises:
         InvalidValueError: The URL or an option is not known; the message says what is.
@@ -41,7 +44,7 @@ def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
     settings, others = _read(url, query, _COMMON | scheme.parameters, scheme.takes_others)
     target = scheme.target(f"{name}:{address}{'?' if others else ''}{urlencode(others)}")
     if target is None:
-        raise InvalidValueError(f"{url!r} does not name a store; write {name}:{scheme.shape}")
+        raise InvalidValueError(f"{shown(url)!r} does not name a store; write {name}:{scheme.shape}")
     cls = getattr(import_module(f".backends.{scheme.module}", __package__), scheme.tracker)
     known = _options(cls)
     for option in options:
@@ -51,6 +54,19 @@ def open_tracker(url: str, **options: Any) -> BaseTracker[Any, Any]:
             raise InvalidValueError(f"{scheme.tracker} has no option {option!r}{_hint(option, known)}")
     tracker: BaseTracker[Any, Any] = cls(*target, **(settings | options))
     return tracker
+
+
+def shown(url: str) -> str:
+    """A store's URL without user and password: as messages, logs and screens have it."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)
+
+
+def path_of(address: str) -> str:
+    """The path that stands in a URL, between the colon and a question mark, with the home folder for `~/`."""
+    first, slash, rest = address.partition("/")
+    if slash and first.startswith("~") and (home := os.path.expanduser(first + slash)) != first + slash:
+        return home + unquote(rest)
+    return unquote(address)
 
 
 def _truth(text: str) -> bool:
@@ -69,8 +85,10 @@ def _nothing(url: str) -> tuple[()] | None:
 
 
 def _path(url: str) -> tuple[str] | None:
-    path = unquote(url.partition(":")[2])
-    return (path,) if path else None
+    rest = url.partition(":")[2]
+    if rest.startswith("//") and not rest.startswith("///"):
+        return None  # what is meant as a relative path, as in s3://, would be one from the root
+    return (path_of(rest),) if rest else None
 
 
 def _name(url: str) -> tuple[str] | None:
@@ -112,6 +130,7 @@ _POSTGRES = _Scheme(
 _REDIS = _Scheme(
     "redis", "RedisTracker", "//HOST:PORT/NUMBER", _whole, _SPACE | {"wait_replicas": int, "wait_time": float}
 )
+_REDIS_SOCKET = _Scheme("redis", "RedisTracker", "///PATH", _whole, _REDIS.parameters)
 _SCHEMES: dict[str, _Scheme] = {
     "memory": _Scheme("memory", "MemoryTracker", "", _nothing, {}),
     "file": _Scheme("file", "FileTracker", "PATH", _path, {"fsync": _truth, "allow_unsafe": _truth}),
@@ -121,7 +140,7 @@ _SCHEMES: dict[str, _Scheme] = {
     "postgres": _POSTGRES,
     "redis": _REDIS,
     "rediss": _REDIS,
-    "unix": _REDIS,
+    "unix": _REDIS_SOCKET,
     "dynamodb": _Scheme(
         "dynamodb",
         "DynamoDBTracker",
@@ -144,13 +163,13 @@ def _read(
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in readers:
             if not takes_others:
-                raise InvalidValueError(f"{url!r} has an unknown parameter {name!r}{_hint(name, list(readers))}")
+                raise InvalidValueError(f"{shown(url)!r} has an unknown parameter {name!r}{_hint(name, list(readers))}")
             others.append((name, text))
             continue
         try:
             settings[name] = readers[name](text)
         except ValueError as exc:
-            raise InvalidValueError(f"{name} in {url!r} cannot be {text!r}: {exc}") from exc
+            raise InvalidValueError(f"{name} in {shown(url)!r} cannot be {text!r}: {exc}") from exc
     return settings, others
 
 
@@ -167,7 +186,9 @@ def _no_scheme(url: str, name: str) -> str:
     known = ", ".join(f"{name}:{scheme.shape}" for name, scheme in _SCHEMES.items())
     if not name:
         return f"{url!r} is no URL of a store; for a local folder write file:{url}. There are: {known}"
-    return f"unknown kind of store {name!r} in {url!r}{_hint(name, list(_SCHEMES))}. There are: {known}"
+    close = get_close_matches(name, list(_SCHEMES), 1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown kind of store {name!r} in {shown(url)!r}{meant} There are: {known}"
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -111,6 +111,11 @@ class Worker:
             raise InvalidValueError(f"grace takes a number of seconds, 0 or more, not {grace!r}")
         if ids is not None and forever:
             raise InvalidValueError("forever=True waits for new tasks, and ids= names all there are: give one of them")
+        is_event = callable(getattr(stop, "is_set", None)) and inspect.iscoroutinefunction(getattr(stop, "wait", None))
+        if stop is not None and (isinstance(stop, type) or not is_event):  # a thread's event would block us
+            raise InvalidValueError(f"stop takes an asyncio.Event or an anyio.Event, not {stop!r}")
+        if on_done is not None and not callable(on_done):
+            raise InvalidValueError(f"on_done takes a function of one task, not {on_done!r}")
         self._tracker = tracker
         self._fn = fn
         self._concurrency = concurrency
@@ -127,6 +132,7 @@ class Worker:
         self._pauses: dict[str, float] = {}  # by id: before the next look at what another worker holds
         self._summary = WorkSummary()
         self._forever = forever
+        self._is_cancelling = False  # our own asyncio tasks
         self._source: _Named | _Claimable = _Claimable(self) if ids is None else _Named(self, ids)
 
     async def work(self) -> WorkSummary:
@@ -143,6 +149,7 @@ class Worker:
             await self._until_done(workers, None if self._stop is None else stopping)
         finally:
             self._tracker._listeners.discard(self._changed)
+            self._is_cancelling = True
             await _cancel_all(workers, helpers)
         for worker in workers:
             if not worker.cancelled() and (exc := worker.exception()) is not None:
@@ -218,10 +225,10 @@ class Worker:
                     raised = exc
                     raise
         except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if not entered or me is None or me.cancelling():
-                if entered:
-                    await self._stopped(run)
+            if not entered:
+                raise
+            if self._is_cancelling:
+                await self._stopped(run)
                 raise
         except TaskUnavailableError as exc:
             if exc is not raised:
@@ -247,8 +254,22 @@ class Worker:
             if exc is not raised and not (entered and run.record.lease is None):
                 raise
         self._failing_since = None
+        await self._take_cancel_back()
         await self._ended(run)
         return True
+
+    async def _take_cancel_back(self) -> None:
+        """Where a body has cancelled its own asyncio task: that ends the body, and not what runs one after another."""
+        me = asyncio.current_task()
+        if me is None or not me.cancelling() or self._is_cancelling:
+            return
+        while me.cancelling():
+            me.uncancel()
+        try:
+            await asyncio.sleep(0)  # where the body has awaited nothing since, it comes now
+        except asyncio.CancelledError:
+            if self._is_cancelling:
+                raise
 
     async def _ended(self, run: "Run[Any, Any]") -> None:
         record = run.record
@@ -311,9 +332,12 @@ class Worker:
             answer = self._on_done(record)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and self._is_cancelling:
+                raise  # else somebody else's task was cancelled, or it has cancelled itself, and ours goes on
             extra = {"event": "on_done_failed", "task_id": record.id, "error_type": type(exc).__name__}
             logger.exception("on_done failed for %r", record.id, extra=extra)
+            await self._take_cancel_back()
 
     # -- what the sources need
 

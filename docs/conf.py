@@ -1,5 +1,6 @@
 """How the documentation is built: `make docs`. Nothing is fetched, and every warning is an error."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from from_code import expanded
 
 project = "aiotracker"
-copyright = "the authors of aiotracker"
+copyright = "2026, aiotracker contributors"
 version = release = "0.1"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -41,6 +42,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
+
+smartquotes = False  # would make one dash of the two before an option
 
 html_theme = "furo"
 html_title = "aiotracker"
@@ -83,8 +86,24 @@ def _restore(app: Sphinx, what: str, name: str, value: Any, options: Any, lines:
         lines[:] = _as_written[name]
 
 
+def _outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    # What is made from the code is made each time: Sphinx sees only that the page itself has not changed.
+    return [name for name in env.found_docs if "<!-- from code:" in Path(env.doc2path(name)).read_text()]
+
+
+def _signature(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    # Where there is a ParamSpec, which Sphinx cannot read, names would keep their modules and a tilde.
+    if signature is not None and "~P" in signature:
+        signature = re.sub(r"~(?:\w+\.)*~?", "", signature)
+    return signature, returned
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("env-get-outdated", _outdated)
     app.connect("source-read", _read)
     app.connect("autodoc-process-docstring", _keep, priority=400)  # before Napoleon's
     app.connect("autodoc-process-docstring", _restore, priority=600)  # ... and after it

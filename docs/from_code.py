@@ -5,6 +5,7 @@ A page says `<!-- from code: commands -->`, and that line becomes the descriptio
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import msgspec
 
 import aiotracker
 from aiotracker._metrics import METRICS
+from aiotracker.urls import _SCHEMES
 
 __all__ = ["expanded"]
 
@@ -34,7 +36,9 @@ def expanded(page: str) -> str:
     - `names MODULE`: the public names of this module that no page describes by a directive of its own.
     - `others`: those of all other modules, under a heading.
     - `commands`: the command line.
+    - `help COMMAND`: what `python -m aiotracker.testing COMMAND --help` says.
     - `metrics`: a table of them.
+    - `urls`: a table of the kinds of URLs, and the parameters that each of them takes.
 
     Raises:
         KeyError: There is no such part.
@@ -103,13 +107,24 @@ def _home(value: object) -> str:
     return str(getattr(value, "__module__", ""))
 
 
+def _is_mixin(base: type) -> bool:
+    """What several trackers have, and `BaseTracker` has not."""
+    return _home(base).startswith("aiotracker.backends._") and not issubclass(base, aiotracker.BaseTracker)
+
+
 def _described(name: str, value: object) -> str:
     if not isinstance(value, type):
         directive = "autofunction" if inspect.isfunction(value) else "autodata"
         return f"```{{eval-rst}}\n.. {directive}:: aiotracker.{name}\n```"
     directive = "autoexception" if issubclass(value, BaseException) else "autoclass"
-    own = [key for key, member in vars(value).items() if key[0] != "_" and getattr(member, "__doc__", None)]
-    members = [key for key in own if callable(vars(value)[key]) or isinstance(vars(value)[key], property)]
+    homes = [value, *(base for base in value.__mro__[1:] if _is_mixin(base))]
+    own = {
+        key: member
+        for home in homes
+        for key, member in vars(home).items()
+        if key[0] != "_" and getattr(member, "__doc__", None)
+    }
+    members = [key for key, member in own.items() if callable(member) or isinstance(member, property)]
     options = f"\n   :members: {', '.join(members)}" if members else ""
     text = f"```{{eval-rst}}\n.. {directive}:: aiotracker.{name}{options}\n```"
     if issubclass(value, msgspec.Struct):
@@ -124,11 +139,28 @@ def _commands(_: str) -> str:
     return _LIST.sub("", text.partition("\n")[2], count=1)
 
 
+def _help(name: str) -> str:
+    command = [sys.executable, "-m", "aiotracker.testing", name, "--help"]
+    environ = os.environ | {"COLUMNS": "100"}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environ).stdout
+    return f"```text\n{text.strip()}\n```"
+
+
 def _metrics(_: str) -> str:
     rows = ["| metric | kind | unit | labels | what it is |", "|---|---|---|---|---|"]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         rows.append(f"| `{metric.name}` | {metric.kind} | `{metric.unit}` | {labels} | {metric.description} |")
+    return "\n".join(rows)
+
+
+def _urls(_: str) -> str:
+    rows = ["| URL | opens | parameters of its own |", "|---|---|---|"]
+    for name, scheme in _SCHEMES.items():
+        parameters = ", ".join(f"`{parameter}`" for parameter in scheme.parameters)
+        if scheme.takes_others:
+            parameters += ", and all of the driver's"
+        rows.append(f"| `{name}:{scheme.shape}` | `{scheme.tracker}` | {parameters} |")
     return "\n".join(rows)
 
 
@@ -138,5 +170,7 @@ _PARTS = {
     "names": _names,
     "others": _others,
     "commands": _commands,
+    "help": _help,
     "metrics": _metrics,
+    "urls": _urls,
 }

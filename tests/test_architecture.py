@@ -65,6 +65,7 @@ PURE = {
     "math",
     "msgspec",
     "msgspec.structs",
+    "pathlib",
     "re",
     "typing",
     "typing_extensions",

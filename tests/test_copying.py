@@ -45,8 +45,9 @@ from aiotracker import (
 from aiotracker.backends.postgres import PostgresTracker
 from aiotracker.backends.redis import RedisTracker
 from aiotracker.backends.sqlite import SqliteTracker
-from aiotracker.copying import AT_ONCE, CopyReport, Progress, copy, shown
+from aiotracker.copying import AT_ONCE, CopyReport, Progress, copy
 from aiotracker.testing import FakeClock
+from aiotracker.urls import shown
 from tests.conftest import require
 from tests.services import postgres, redis
 from tests.services.dynamodb import DynamoDBService, moto_dynamodb

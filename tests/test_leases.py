@@ -90,6 +90,29 @@ async def test_a_renewal_that_fails_is_tried_again_inside_what_is_left(store: St
     await end(run)
 
 
+async def test_attempts_that_are_lost_since_the_store_could_not_be_reached_do_not_exhaust_a_task(
+    store: Store, clock: FakeClock
+) -> None:
+    async def away(task_id: str) -> None:
+        raise StoreUnavailableError("away")
+
+    for _ in range(store.retry.max_attempts + 1):
+        run = await hold(store, "job")
+        store.answer = away
+        for _ in range(65):
+            clock.jump(1)
+            await settle()
+        with pytest.raises(LeaseLostError):
+            await run
+        store.answer = None
+        for _ in range(5):
+            clock.jump(1)
+            await settle()
+        task = await store.load("job")
+        assert task is not None
+        assert (task.status, task.attempts, task.last_outcome) == (Status.PENDING, 0, "lease_lost")
+
+
 async def test_an_unanswered_renewal_does_not_hold_up_those_of_others(store: Store, clock: FakeClock) -> None:
     runs = [await hold(store, name) for name in ("stuck", "fine")]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
@@ -27,14 +28,17 @@ _SCALARS: Final = frozenset({type(None), bool, int, float, str})
 
 
 def check_id(task_id: str) -> str:
-    """The id, if it can be one: a str of 1 to 2,048 bytes of UTF-8, any character.
+    """The id, if it can be one: a str of 1 to 2,048 bytes of UTF-8, any character; a plain one, whatever it was.
 
     Raises:
         TypeError: It is no str.
         ValueError: It is empty, too long, or no Unicode text.
     """
-    if not isinstance(task_id, str):
-        raise TypeError(f"a task's id is a str, not {type(task_id).__name__}: use str(id) for {task_id!r}")
+    if type(task_id) is not str:
+        if not isinstance(task_id, str):
+            raise TypeError(f"a task's id is a str, not {type(task_id).__name__}: {_way_to_id(task_id)} {task_id!r}")
+        # A parser's text or a member of an enum, say. An encoder would refuse it, in the middle of others' commit.
+        task_id = str.__str__(task_id)
     if task_id.isascii():
         size = len(task_id)
     else:
@@ -46,6 +50,12 @@ def check_id(task_id: str) -> str:
         shown = task_id if size < 80 else task_id[:60] + "..."
         raise ValueError(f"a task's id takes 1 to {MAX_ID_BYTES} bytes of UTF-8; {shown!r} has {size}")
     return task_id
+
+
+def _way_to_id(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "use str(id, 'utf-8') for"
+    return "give ids one by one, instead of" if isinstance(value, Iterable) else "use str(id) for"
 
 
 def find_problem(value: Any, path: str) -> str | None:
@@ -99,6 +109,8 @@ def _hint(value: Any) -> str:
         return "; decode it, or store a path to it"
     if isinstance(value, set | frozenset):
         return "; use sorted(...)"
+    if isinstance(value, str) or hasattr(value, "__fspath__"):
+        return "; use str(...)"
     if hasattr(value, "isoformat"):
         return "; use .isoformat()"
     if hasattr(value, "__dataclass_fields__") or hasattr(value, "__struct_fields__") or hasattr(value, "model_dump"):
@@ -144,7 +156,8 @@ def plain(value: Any, kind: Any, path: str) -> Any:
 
 
 def typed(value: Any, kind: Any, path: str) -> Any:
-    """A stored value as the declared type: a msgspec Struct, dataclass, TypedDict, pydantic model, or any of Python's.
+    """A stored value as the declared type: a msgspec Struct, dataclass, TypedDict, pydantic model, path, or any of
+    Python's.
 
     Raises:
         ValueError: What is stored does not fit the type.
@@ -158,7 +171,9 @@ def typed(value: Any, kind: Any, path: str) -> Any:
 
 
 def _dump(value: Any) -> Any:
-    """What msgspec does not know: a pydantic model."""
+    """What msgspec does not know: a path, a pydantic model."""
+    if isinstance(value, PurePath):
+        return str(value)
     dump = getattr(value, "model_dump", None)
     if not callable(dump):
         raise TypeError(f"JSON cannot hold a {type(value).__name__}")
@@ -166,6 +181,8 @@ def _dump(value: Any) -> Any:
 
 
 def _load(kind: Any, value: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, PurePath):
+        return kind(value)
     validate = getattr(kind, "model_validate", None)
     return validate(value) if callable(validate) else value
 

@@ -103,6 +103,8 @@ class Query(msgspec.Struct, frozen=True):
                 times.append((_TIMES[what], side == "after", aware(name, value)))
             elif not isinstance(value, str):
                 raise ValueError(f"{name} takes a str, not {value!r}")
+            elif any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise ValueError(f"{name} must be Unicode text; {value!r} has a lone surrogate")
             else:
                 fields[name] = value
         if (outcome := fields.get("last_outcome")) is not None and outcome not in get_args(LastOutcome):
@@ -174,7 +176,12 @@ def aware(name: str, value: object) -> datetime:
         raise ValueError(f"{name} takes a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise ValueError(f"{name} takes an aware datetime, e.g. datetime.now(UTC); {value!r} has no time zone")
-    return value.astimezone(UTC)
+    try:
+        time = value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name} takes a time of the years 1 to 9999 in UTC, not {value!r}") from None
+    # A plain one: encoders refuse what others have made of it.
+    return datetime.combine(time.date(), time.time(), UTC)
 
 
 def _statuses(value: object) -> frozenset[Status]:

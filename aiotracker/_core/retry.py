@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
 __all__ = ["GiveUp", "Postpone", "Retry"]
+
+MOST: Final = 1e300  # seconds: an int may be larger than any float
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -26,7 +29,7 @@ class Postpone(Exception):
     """
 
     def __init__(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MOST:
             raise ValueError(f"Postpone takes a number of seconds, 0 or more, not {seconds!r}")
         super().__init__(seconds)
         self.seconds = float(seconds)
@@ -66,7 +69,7 @@ class Retry(msgspec.Struct, frozen=True):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-            if not 0 <= value < float("inf"):
+            if not 0 <= value <= MOST:
                 raise ValueError(f"{name} must be 0 or more seconds, and finite, not {value!r}")
         for name, classes in (("on", self.on), ("never", self.never)):
             for cls in classes if isinstance(classes, tuple) else (classes,):
@@ -95,21 +98,23 @@ class Retry(msgspec.Struct, frozen=True):
 
 def leaves(exc: BaseException) -> Iterator[BaseException]:
     """The error itself and, of a group, all that it holds."""
-    yield exc
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from leaves(inner)
+    waiting = [exc]  # instead of a recursion, which may be deeper than Python allows
+    while waiting:
+        exc = waiting.pop()
+        yield exc
+        if isinstance(exc, BaseExceptionGroup):
+            waiting.extend(reversed(exc.exceptions))
 
 
 def postponed(exc: BaseException) -> float | None:
     """The seconds that a body asked to wait, if that is all that it raised."""
-    if isinstance(exc, Postpone):
-        return exc.seconds
-    if isinstance(exc, BaseExceptionGroup):
-        waits = [postponed(inner) for inner in exc.exceptions]
-        if None not in waits:
-            return max(wait for wait in waits if wait is not None)
-    return None
+    waits: list[float] = []
+    for cause in leaves(exc):
+        if isinstance(cause, Postpone):
+            waits.append(cause.seconds)
+        elif not isinstance(cause, BaseExceptionGroup):
+            return None
+    return max(waits)
 
 
 def later(now: datetime, seconds: float) -> datetime:

@@ -159,6 +159,10 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
     def decode(cls, raw: bytes | str, *, version: str | None = None) -> "Task":
         """The record from its stored form.
 
+        Args:
+            raw: What `encode` gave, or what an older release has stored.
+            version: What a guarded write is to compare, as the store tells it.
+
         Raises:
             ValueError: `raw` is not a task's record.
         """

@@ -417,7 +417,7 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
     """Pending, with all attempts before it.
 
     Finished steps are kept, so that a pipeline goes on at the one that failed, unless the task had succeeded, or
-    `from_step` names the first one to forget.
+    `from_step` names the first one to forget. A task that had succeeded without that one stays as it is.
     """
 
     aim: Aim
@@ -427,12 +427,15 @@ class Reset(msgspec.Struct, frozen=True, gc=False):
     def __call__(self, task: Task | None, now: datetime) -> Task | None:
         if task is None or not self.aim.hits(task, now):
             return task
+        steps = _steps_before(task, self.from_step)
+        if self.from_step is not None and task.status is Status.SUCCEEDED and steps is task.steps:
+            return task
         new = replace(
             _taken_away(task),
             status=Status.PENDING,
             attempts=0,
             result=None,
-            steps=_steps_before(task, self.from_step),
+            steps=steps,
             releases=0,
             start_time=None,
             finish_time=None,

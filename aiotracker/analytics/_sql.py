@@ -87,7 +87,10 @@ async def sql_batches(
     on_progress: Callable[[int], object] | None = None,
     **where: Unpack[Where],
 ) -> "AsyncIterator[pa.RecordBatch]":
-    """Like `sql`, but gives the result in pieces, as pyarrow's record batches: at least one, which may have no rows."""
+    """Like `sql`, but gives the result in pieces, as pyarrow's record batches: at least one, which may have no rows.
+
+    Neither the store nor the answer need fit into memory. Arguments and errors are those of `sql`.
+    """
     tracker._query(where)  # a filter with a mistake is told before anything is done
     database = _Database()
     try:

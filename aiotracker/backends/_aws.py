@@ -1,18 +1,13 @@
-"""What trackers on services of AWS share: how a client is made, what its errors mean, and the service's clock."""
+"""A client for a service of AWS: how it is made, and what it raises."""
 
 import asyncio
 import functools
-import random
-from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ..clock import Clock, SystemClock
 from ..errors import InvalidValueError, StoreError, StoreUnavailableError
 
 try:
@@ -46,68 +41,17 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 __all__ = [
-    "CREDENTIALS_REFUSED",
+    "CONNECTIONS",
     "NO_ANSWER",
-    "SLOW_DOWN",
-    "UNANSWERED",
-    "BusyError",
     "ClientError",
     "ClientOptions",
     "Connection",
-    "Pace",
-    "ServiceTime",
-    "Turns",
     "connect",
-    "connect_client",
     "no_answer",
 ]
 
 CONNECT_TIME: Final = 3.0  # seconds
 CONNECTIONS: Final = 64  # requests under way at once
-MAX_PAUSE: Final = 5.0  # seconds between two requests to a service that says to slow down
-DRIFT: Final = 2e-4  # seconds by which two clocks may part in a second
-
-SLOW_DOWN: Final = frozenset(
-    {
-        "BandwidthLimitExceeded",
-        "LimitExceededException",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "SlowDown",
-        "SlowDownRead",
-        "SlowDownWrite",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "TooManyRequestsException",
-        "429",
-    }
-)
-UNANSWERED: Final = frozenset(
-    {"InternalError", "InternalServerError", "InternalFailure", "ServiceUnavailable", "RequestTimeout", "408"}
-)
-CREDENTIALS_REFUSED: Final = frozenset(
-    {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "IncompleteSignature",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidSecurity",
-        "InvalidSignatureException",
-        "InvalidToken",
-        "MissingAuthenticationToken",
-        "MissingAuthenticationTokenException",
-        "NotSignedUp",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-        "UnrecognizedClientException",
-    }
-)
-
-
-class BusyError(StoreUnavailableError):
-    """The service refused for now, and changed nothing."""
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,11 +80,6 @@ class Connection(NamedTuple):
     client: Any
     http: Any = None  # the session through which it sends its requests
     credentials: Any = None  # as they are refreshed
-
-
-async def connect_client(service: str, options: ClientOptions, stack: AsyncExitStack, **config: Any) -> Any:
-    """The client of `connect`."""
-    return (await connect(service, options, stack, **config)).client
 
 
 async def connect(service: str, options: ClientOptions, stack: AsyncExitStack, **config: Any) -> Connection:
@@ -242,162 +181,3 @@ def no_answer(said: str, exc: Exception) -> StoreError:
         | OSError,
     )
     return StoreUnavailableError(f"{said}: {exc}") if is_unanswered else StoreError(f"{said}: {exc}")
-
-
-class Pace:
-    """How fast the service wants to be asked: all requests of a tracker slow down together, as it counts them
-    together.
-    """
-
-    def __init__(self) -> None:
-        self._pause = 0.0  # seconds
-        self._resume_at = 0.0
-
-    async def wait(self) -> None:
-        """Before a request."""
-        if self._pause and (wait := self._resume_at - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-
-    def slower(self) -> None:
-        """After a request that was refused because there are too many."""
-        now = asyncio.get_running_loop().time()
-        if self._resume_at <= now:  # else it was said to all that were under way
-            self._pause = min(MAX_PAUSE, self._pause * 2 or 0.05)
-            self._resume_at = now + self._pause
-
-    def well(self) -> None:
-        """After a request that was not refused."""
-        self._pause = 0.0
-
-
-class Turns:
-    """How many requests may be under way at once: fewer while they are not answered in time.
-
-    A service that is sent more than it can answer within our time-outs would else answer nothing in time, for good:
-    each request is given up while it waits there, and sent again behind the others. Of those under way, half are too
-    many then; each answer lets a part of one more through, as TCP has it.
-
-    Args:
-        most: Of them, at any time.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limit = float(most)
-        self._under_way = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._lowered_at = -float("inf")
-
-    async def __aenter__(self) -> None:
-        if self._under_way < int(self._limit) and not self._waiting:
-            self._under_way += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._leave()  # it came, and nobody was there any more
-            raise
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self._under_way -= 1
-        while self._waiting and self._under_way < int(self._limit):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._under_way += 1
-                turn.set_result(None)
-
-    def answered(self) -> None:
-        """After a request that was answered, whatever the answer."""
-        if self._limit < self._most:
-            self._limit = min(self._most, self._limit + 1 / self._limit)
-
-    def unanswered(self, began: float) -> None:
-        """After a request that was not answered in time.
-
-        Args:
-            began: When it was sent, by the event loop's clock. One that was under way when this last happened tells
-                nothing new.
-        """
-        if began > self._lowered_at:
-            self._lowered_at = asyncio.get_running_loop().time()
-            self._limit = max(1.0, min(self._limit, self._under_way) / 2)
-
-
-class ServiceTime:
-    """The service's clock, as its answers tell it.
-
-    An answer says the second in which it was made, and was made while we waited for it. What several answers leave
-    possible together is narrower than what one of them does.
-
-    Args:
-        clock: Ours. One that is not the system's stands for the service's too.
-
-    Attributes:
-        date: Of the latest answer that told it: whole seconds since 1970.
-        answered: Of the very latest answer; `None` where it did not tell, or a cache has told.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._is_system = isinstance(clock, SystemClock)
-        self._low = -float("inf")  # the service's time minus our own lies between these
-        self._high = float("inf")
-        self._seen_at = 0.0
-        self._round_trip = 0.0  # seconds, of the quickest answer
-        self.date: float | None = None
-        self.answered: float | None = None
-
-    def local(self) -> float:
-        """Our own time, which nobody sets."""
-        boot = self._clock.boot()
-        return boot.seconds if boot.boot_id else self._clock.monotonic()
-
-    def saw(self, headers: Mapping[str, str], asked: float) -> None:
-        """Takes the time from an answer.
-
-        Args:
-            headers: Of the answer, in lower case.
-            asked: When it was asked, by `local`.
-        """
-        self.answered = None
-        text = headers.get("date")
-        if text is None or "age" in headers:  # a cache tells when it got the answer, not when we did
-            return
-        try:
-            date = parsedate_to_datetime(text).timestamp()
-        except ValueError:
-            return
-        self.answered = date
-        now = self.local()
-        low, high = date - now, date + 1 - asked
-        widened = DRIFT * (now - self._seen_at)
-        self._low, self._high = max(low, self._low - widened), min(high, self._high + widened)
-        is_first = self.date is None
-        if self._low >= self._high:  # one of the clocks was set, or a machine with another clock has answered
-            self._low, self._high = low, high
-        self._seen_at = now
-        self._round_trip = now - asked if is_first else min(self._round_trip, now - asked)
-        self.date = date
-
-    def now(self) -> datetime:
-        """The service's time, as best known: our own wall clock's, as far as the answers leave that possible.
-
-        So the workers of one machine agree to the microsecond, and a clock that is wrong does no harm.
-        """
-        now = self._clock.now()
-        if not self._is_system or self.date is None:
-            return now
-        local = self.local()
-        wall, low, high = now.timestamp(), local + self._low, local + self._high
-        return now if low <= wall <= high else datetime.fromtimestamp(low if wall < low else high, UTC)
-
-    @property
-    def uncertainty(self) -> float:
-        """Seconds by which two workers' views of it may differ: a second and a round trip on each side."""
-        return 2 * (1 + self._round_trip) if self._is_system and self.date is not None else 0.0

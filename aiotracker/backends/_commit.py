@@ -97,6 +97,9 @@ class Committer(Generic[I]):
         if self._closing:
             future.set_exception(StoreError("the tracker is closed"))
             return future
+        if asyncio.get_running_loop() is not self._loop:
+            # It would be stored, and its waiter be told of an error.
+            raise RuntimeError("a tracker is used on the event loop that opened it")
         (self._urgent if urgent else self._normal).append((future, item, time.monotonic()))
         if self._idle:
             self._wake.put(None)
@@ -124,8 +127,16 @@ class Committer(Generic[I]):
         self._calls.append(fn)
         self._wake.put(None)
 
-    async def aclose(self, close: Callable[[], None]) -> bool:
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits any more for the commit under way; for that one to ask, before it writes."""
+        return bool(self._in_flight) and all(future.done() for future, _, _ in self._in_flight)
+
+    async def aclose(self, close: Callable[[], None], *, within: float | None = None) -> bool:
         """Commits what waits, runs `close` on the thread and ends that; within bounds.
+
+        Args:
+            close: What is to be done in the end.
+            within: Seconds; by default `CLOSE_TIME`.
 
         Returns:
             Whether it ended in time. If not, it closes itself as soon as it is not stuck any more.
@@ -133,7 +144,7 @@ class Committer(Generic[I]):
         if not self._closing:
             self._closing = True
             self.post(close)
-        deadline = time.monotonic() + CLOSE_TIME
+        deadline = time.monotonic() + (CLOSE_TIME if within is None else within)
         pause = 0.0
         while not self._ended.is_set():
             if time.monotonic() > deadline:

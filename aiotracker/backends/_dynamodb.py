@@ -2,38 +2,23 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from typing_extensions import TypeVar
-
+from .._core.codec import FORMAT
 from .._core.task import Status, Task
 from ..contract import Claimable
-from ..errors import (
-    StoreError,
-    StoreUnavailableError,
-)
-from ._aws import (
-    CREDENTIALS_REFUSED,
-    NO_ANSWER,
-    SLOW_DOWN,
-    UNANSWERED,
-    BusyError,
-    ClientError,
-    ClientOptions,
-    Pace,
-    ServiceTime,
-    connect_client,
-    no_answer,
-)
+from ..errors import StoreCorruptedError, StoreError, StoreUnavailableError
+from ._aws import ClientOptions, connect
+from ._aws_requests import BusyError, Refusal, Sender, ServiceTime, meaning, patiently
 
 __all__ = [
     "BEGINS",
-    "MARKER",
     "OPEN",
     "PLACES",
+    "SHARDS",
     "Candidates",
     "ConditionError",
     "Entry",
@@ -44,14 +29,12 @@ __all__ = [
     "seconds_later",
     "stamp",
     "time_of",
-    "together",
 ]
-
-T = TypeVar("T")
 
 Item = dict[str, dict[str, str]]
 INDEX: Final = "aiotracker"
 MARKER: Final = "!aiotracker"
+SHARDS: Final = 8  # of a new table; a partition of an index takes a thousand writes a second
 SPREAD: Final = 2**31  # makes of a priority a number that is never negative
 CREATE_TIME: Final = 180.0  # seconds
 OPEN: Final = frozenset({Status.PENDING, Status.FAILED, Status.IN_PROGRESS})
@@ -134,16 +117,6 @@ class Candidates:
         return Claimable(self.tasks[:limit], self._now if is_cut else self._next_due)
 
 
-async def together(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All at once; the first that fails ends the others."""
-    tasks = [asyncio.ensure_future(request) for request in requests]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 class ConditionError(Exception):
     """The condition of a write did not hold; nothing was changed."""
 
@@ -169,8 +142,7 @@ class Table:
         self.requests = 0
         self._options = options
         self._client: Any = None
-        self._turns = asyncio.Semaphore(options.connections)
-        self._pace = Pace()
+        self._sender = Sender(options, time)
 
     def __str__(self) -> str:
         return f"table {self.name!r}{self._where()}"
@@ -181,9 +153,8 @@ class Table:
         return f" in {self._client.meta.region_name}" if self._client is not None else ""
 
     async def connect(self, stack: AsyncExitStack) -> None:
-        self._turns = asyncio.Semaphore(self._options.connections)
-        self._pace = Pace()
-        client = await connect_client("dynamodb", self._options, stack)
+        self._sender = Sender(self._options, self.time)
+        client = (await connect("dynamodb", self._options, stack)).client
 
         def forget() -> None:
             self._client = None
@@ -333,6 +304,37 @@ class Table:
         told = answer.get("TimeToLiveDescription", {})
         return told.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") and told.get("AttributeName") == "expires"
 
+    async def identify(self, seconds: float, *, may_write: bool) -> int:
+        """Checks that it is one of ours, and reads into how many shards its index is spread, which is written once.
+
+        Args:
+            seconds: For which it is asked again while there is no answer.
+            may_write: A new table is marked as ours.
+        """
+        marker = {
+            "task": {"S": MARKER},
+            "write_id": {"S": MARKER},
+            "format": {"N": str(FORMAT)},
+            "shards": {"N": str(SHARDS)},
+        }
+        while (item := await patiently(lambda: self.get(MARKER), seconds)) is None:
+            if not may_write:
+                return SHARDS
+            try:
+                await patiently(lambda: self.put(marker, None), seconds)
+            except ConditionError:
+                pass  # somebody else was faster, or it was us
+        try:
+            stored_format, shards = int(item["format"]["N"]), int(item["shards"]["N"])
+        except (KeyError, ValueError) as exc:
+            raise StoreCorruptedError(f"the item {MARKER!r} of {self} is damaged: {exc!r}", MARKER) from exc
+        if stored_format != FORMAT:
+            raise StoreError(
+                f"{self} has format {stored_format}, and this release of aiotracker knows format {FORMAT}: use the "
+                "release that wrote it, or a newer one; nothing was changed"
+            )
+        return shards
+
     # -- how
 
     async def _send(self, operation: str, *, is_of_table: bool = True, **arguments: Any) -> Any:
@@ -342,56 +344,35 @@ class Table:
             raise StoreError("this DynamoDBTracker is not open; use `async with`, or await open()")
         if is_of_table:
             arguments["TableName"] = self.name
-        async with self._turns:
-            await self._pace.wait()
-            asked = self.time.local()
-            self.requests += 1
-            try:
-                async with asyncio.timeout(self._options.request_time):
-                    answer = await getattr(client, operation)(**arguments)
-            except ClientError as exc:
-                raise self._translated(operation, exc, asked) from exc
-            except TimeoutError as exc:
-                raise StoreUnavailableError(
-                    f"{self}: {operation} was not answered within {self._options.request_time:g} s"
-                ) from exc
-            except NO_ANSWER as exc:
-                raise no_answer(f"{self}: {operation}", exc) from exc
-            self.time.saw(answer["ResponseMetadata"].get("HTTPHeaders", {}), asked)
-            self._pace.well()
-            return answer
 
-    def _translated(self, operation: str, exc: Any, asked: float) -> Exception:
-        error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
-        self.time.saw(meta.get("HTTPHeaders", {}), asked)
-        code, message, status = str(error.get("Code", "")), str(error.get("Message", "")), meta.get("HTTPStatusCode", 0)
-        said = f"{self}: {operation}: {code or status}{': ' if message else ''}{message}"
-        match code:
+        async def request() -> tuple[Any, Any]:
+            self.requests += 1
+            answer = await getattr(client, operation)(**arguments)
+            return answer, answer
+
+        said = f"{self}: {operation}"
+        return await self._sender.send(said, request, lambda refusal: self._means(operation, said, refusal))
+
+    def _means(self, operation: str, said: str, refusal: Refusal) -> Exception:
+        message = refusal.message
+        match refusal.code:
             case "ConditionalCheckFailedException":
-                return ConditionError(exc.response.get("Item") or None)
+                return ConditionError(refusal.response.get("Item") or None)
             case "TransactionConflictException" | "ReplicatedWriteConflictException":
-                return BusyError(f"two writes met: {said}")
+                return BusyError(f"two writes met: {said}: {refusal}")
             case "ResourceInUseException":
-                return TableThereError(said)
+                return TableThereError(f"{said}: {refusal}")
             case "ResourceNotFoundException" | "TableNotFoundException":
                 return self._index_error() if "index" in message.lower() else self._no_table()
             case "AccessDeniedException":
                 return StoreError(self._denied(operation, message))
             case "ValidationException" if "item size" in message.lower():
-                return ItemTooLargeError(said)
+                return ItemTooLargeError(f"{said}: {refusal}")
             case "ValidationException" if "index" in message.lower() and operation == "query":
                 return self._index_error()
             case "ValidationException" if "key" in message.lower() and operation in ("get_item", "put_item"):
                 return self._schema_error()
-        if code in SLOW_DOWN:
-            self._pace.slower()
-            return BusyError(said)
-        if code in CREDENTIALS_REFUSED:
-            clock = "; or this machine's clock is wrong" if "Signature" in code else ""
-            return StoreError(f"the credentials were refused{clock}: {said}")
-        if code in UNANSWERED or status >= 500 or status == 0:
-            return StoreUnavailableError(said)
-        return StoreError(said)
+        return meaning(said, refusal)
 
     def _no_table(self) -> "NoTableError":
         return NoTableError(

@@ -1,21 +1,46 @@
 """What the trackers on local files need of a file system, and which ones cannot give it."""
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ..errors import StoreError, StoreUnsafeError
+from ..errors import InvalidValueError, StoreError, StoreUnsafeError
 
-__all__ = ["LOCAL_DISK", "Disk", "check_local", "explain", "sync_data", "sync_folder", "write_all"]
+__all__ = [
+    "LOCAL_DISK",
+    "Disk",
+    "check_local",
+    "checked_path",
+    "explain",
+    "make_folder",
+    "sync_data",
+    "sync_folder",
+    "write_all",
+]
 
 # Their locks are advisory among machines at best, or their caches show one machine's writes late to another.
 UNSAFE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs"})
+
+_ESCAPED: Final = re.compile(r"\\(\d{3})")  # a blank, or the like
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a store, if it can be one.
+
+    Raises:
+        InvalidValueError: It cannot.
+    """
+    if "\0" in str(checked := Path(path)):
+        raise InvalidValueError(f"a path has no NUL in it, as {str(checked)!r} has")
+    return checked
 
 
 def check_local(path: Path, allow_unsafe: bool) -> None:
@@ -53,7 +78,7 @@ def kind_of(path: Path, device: int, mounts: str) -> str:
         parts = fields.split(" ")
         if len(parts) < 5 or not rest:
             continue
-        point = parts[4].encode("utf-8", "surrogateescape").decode("unicode_escape", "replace")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), parts[4])
         # Some file systems show another device number to stat; the longest mount point is the next best answer.
         exact = parts[2] == number
         if exact or path.is_relative_to(point):
@@ -82,6 +107,18 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Makes it, and those that it lies in, where they are not there yet; all of them survive a power loss."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    there = missing[-1].parent if missing else path
+    # Whoever made that one may have been killed before it could sync this. Not every file system can, nor may we.
+    with contextlib.suppress(OSError):
+        sync_folder(there.parent)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
@@ -190,10 +227,8 @@ class Disk:
         return os.listdir(folder)
 
     def make_folder(self, path: Path) -> None:
-        """Makes it, unless there is one; it survives a power loss."""
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            sync_folder(path.parent)
+        """See `make_folder`."""
+        make_folder(path)
 
     def check_local(self, path: Path, allow_unsafe: bool) -> None:
         """See `check_local`."""

@@ -30,7 +30,13 @@ from .._core.query import GroupBy, Query
 from .._core.task import Status, Task
 from .._core.transitions import Claim
 from ..contract import UNKNOWN, Claimable, Transition, in_order
-from ..errors import ConflictError, OutcomeUnknownError, RecordTooLargeError, StoreUnavailableError
+from ..errors import (
+    ConflictError,
+    OutcomeUnknownError,
+    RecordTooLargeError,
+    StoreCorruptedError,
+    StoreUnavailableError,
+)
 from ..tracker import BaseTracker
 from ._glance import counter, may_match
 
@@ -149,8 +155,15 @@ def seal(name: str, offset: int) -> bytes:
 
 
 def decode(line: bytes) -> Task:
-    """The record of a line."""
-    task = _decode(line)
+    """The record of a line.
+
+    Raises:
+        StoreCorruptedError: It is none, although its bytes are as they were written.
+    """
+    try:
+        task = _decode(line)
+    except msgspec.DecodeError as exc:
+        raise StoreCorruptedError(f"a record in the log cannot be read: {exc}") from exc
     force_setattr(task, "version", task.write_id)
     return task
 
@@ -431,8 +444,6 @@ class Index:
                 if len(tasks) >= limit:
                     return Claimable(tasks[:limit], now)
                 tasks.append(decode(self.entries[task_id].line))
-            if first:
-                return Claimable(tasks[:limit], now)
             if not ready:
                 del self._ready[priority]
         return Claimable(tasks[:limit], now if len(tasks) > limit else next_due)
@@ -475,10 +486,12 @@ class LogTracker(BaseTracker[D, R]):
         """Commits one operation together with others that wait, and answers."""
 
     def update(self, task_id: str, transition: Transition, *, known: object = UNKNOWN) -> "asyncio.Future[Task | None]":
+        if self.read_only:
+            self._check_writable("update")
         return self.submit(Wanted(task_id, transition, self.new_id()))
 
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         task: Task | None = await self.submit(Wanted(task_id, look=lambda index: index.get(task_id)))
         return task
 

@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from .._core.codec import FORMAT
-from ..errors import StoreCorruptedError, StoreError
+from ..errors import StoreCorruptedError, StoreError, StoreUnavailableError
 from ._filesystem import LOCAL_DISK, Disk, explain
 from ._log import Index, Parsed, Wanted, commits, parse, seal
 
@@ -65,6 +65,7 @@ class Files:
     ) -> None:
         self.index = Index()
         self.on_thread: Callable[[Callable[[], None]], None] | None = None
+        self.is_abandoned: Callable[[], bool] = lambda: False  # whether nobody waits any more for what is committed
         self._path = path
         self._fsync = fsync
         self._read_only = read_only
@@ -90,8 +91,16 @@ class Files:
     # -- opening and closing
 
     def open(self) -> None:
+        """Opens the store for `read`, and makes it where there is none; waits for whoever holds the lock."""
+        self._or_close(self._open)
+
+    def read(self) -> None:
+        """Reads what is there, before anybody is kept waiting for it."""
+        self._or_close(self._read_first)
+
+    def _or_close(self, step: Callable[[], None]) -> None:
         try:
-            self._open()
+            step()
         except OSError as exc:
             self.close()
             raise explain(exc, self._path) from exc
@@ -122,7 +131,8 @@ class Files:
                 self._create()
                 self._check_identity()
                 self._open_lowest_log()
-        # Most of a large log is read before anybody is kept waiting for it.
+
+    def _read_first(self) -> None:
         self._refresh(locked=False)
         if self._fsync:
             self.disk.sync(self._fd)
@@ -223,6 +233,8 @@ class Files:
                 return len(wanted)
             self._refresh(locked=False)  # what is read now is not read while the others wait
             with self._locked():
+                if self.is_abandoned():
+                    raise StoreUnavailableError("whoever wanted this has given up waiting for the lock")
                 taken = self._commit_locked(wanted)
         except OSError as exc:
             raise explain(exc, self._path) from exc

@@ -18,9 +18,10 @@ from ._segments import Request, Segment
 
 __all__ = ["Order"]
 
-FORGOTTEN: Final = 600.0  # seconds after which a writer that was not seen is not reckoned with
+LATELY: Final = 30.0  # seconds
 ROUND_TRIPS: Final = 2.0  # that a turn takes at the least: to see that it has come, and to write
 MARGIN: Final = 2.0  # times what somebody needs
+SOONEST: Final = 0.5  # the same, when a look is worth it
 LONGEST: Final = 2.0  # seconds that a turn is left to anybody
 STALE: Final = timedelta(seconds=30)  # after which a request for a turn is that of somebody who has gone
 
@@ -28,7 +29,6 @@ STALE: Final = timedelta(seconds=30)  # after which a request for a turn is that
 class _Writer(NamedTuple):
     need: float  # seconds
     number: int  # of its latest segment
-    seen_at: float
 
 
 class Order:
@@ -47,16 +47,15 @@ class Order:
         self._writers: dict[str, _Writer] = {}  # who is reckoned with
         self._latest = ""
         self._since = 0.0  # when something new was seen
+        self._others_at = -float("inf")  # when something of others was
         self._put_time = 0.0  # seconds; of late
-        self._let_in: str | None = None  # who has asked for a turn
-        self._let_in_until = 0.0
-        self._granted = ""  # the nonce of the latest request that was
+        self._let_in: dict[str, float] = {}  # who has asked for a turn, and until when it is left one
+        self._granted: dict[str, str] = {}  # the nonces of their latest requests
 
     @property
     def is_contended(self) -> bool:
         """Whether others have written lately."""
-        since = _now() - FORGOTTEN
-        return any(writer.seen_at > since for name, writer in self._writers.items() if name != self._writer)
+        return _now() - self._others_at < LATELY
 
     def ahead(self) -> int:
         """How many others have their turn before us."""
@@ -69,37 +68,41 @@ class Order:
             ahead: How many others at the most have their turn before us.
         """
         names = self._ahead()[-ahead:] if ahead > 0 else []
-        until = max(self._since + sum(map(self._patience, names)), self._let_in_until)
-        pause = ROUND_TRIPS * self._put_time * max(0, len(names) - 1) + self._put_time * random.uniform(0.2, 0.4)
-        return max(0.0, min(pause, until - _now()))
+        needs = sum(max(self._writers[name].need, ROUND_TRIPS * self._put_time) for name in names)
+        left = max([self._since + MARGIN * needs, *self._let_in.values()]) - _now()
+        expected = self._since + SOONEST * needs - _now()
+        return max(0.0, min(left, max(expected, self._put_time * random.uniform(0.2, 0.4))))
 
     def saw(self, segments: Iterable[Segment]) -> None:
         """What is new in the log, in order."""
         self._since = now = _now()
         for segment in segments:
-            if self._latest in self._writers and segment.writer in self._writers:
-                for passed_over in self._between(self._latest, segment.writer):
+            name = segment.writer
+            if self._latest in self._writers and name in self._writers:
+                for passed_over in self._between(self._latest, name):
                     del self._writers[passed_over]
-            self._latest = segment.writer
-            self._writers[self._latest] = _Writer(segment.turn, segment.segment, now)
-            if self._latest == self._let_in:
-                self._let_in, self._let_in_until = None, 0.0
+            self._latest = name
+            self._writers[name] = _Writer(segment.turn, segment.segment)
+            self._let_in.pop(name, None)
+            if name != self._writer:
+                self._others_at = now
 
-    def asked(self, request: Request, now: datetime) -> None:
-        """Somebody asks for a turn.
+    def waits(self, request: Request, now: datetime) -> bool:
+        """Whether somebody else still waits for a turn that it has asked for.
 
         Args:
             request: Says who.
             now: The store's time.
         """
         known = self._writers.get(request.writer)
-        is_late = known is not None and known.number > request.after
-        if is_late or request.nonce == self._granted or request.writer == self._writer:
-            return
-        self._granted = request.nonce
-        if abs(now - request.time) <= STALE:
-            self._let_in = request.writer
-            self._let_in_until = _now() + min(LONGEST, MARGIN * request.turn)
+        has_written = known is not None and known.number > request.after
+        return request.writer != self._writer and not has_written and abs(now - request.time) <= STALE
+
+    def let_in(self, request: Request) -> None:
+        """Leaves a turn to somebody, once for each time that it asks."""
+        if self._granted.get(request.writer) != request.nonce:
+            self._granted[request.writer] = request.nonce
+            self._let_in[request.writer] = _now() + MARGIN * request.turn
 
     def answered(self, looked_at: float | None, began: float) -> None:
         """A PUT of ours was.
@@ -111,11 +114,12 @@ class Order:
         now = _now()
         put_time = min(LONGEST, now - began)
         self._put_time += (put_time - self._put_time) * (0.2 if self._put_time else 1.0)
-        need = ROUND_TRIPS * put_time if looked_at is None else min(LONGEST, now - looked_at)
-        self.need = max(need, 0.9 * self.need + 0.1 * need)
+        self.needed(ROUND_TRIPS * put_time if looked_at is None else now - looked_at)
 
-    def _patience(self, name: str) -> float:
-        return min(LONGEST, MARGIN * max(self._writers[name].need, ROUND_TRIPS * self._put_time))
+    def needed(self, seconds: float) -> None:
+        """So long a turn of ours took, or would have taken."""
+        seconds = min(LONGEST / MARGIN, seconds)
+        self.need = max(seconds, 0.9 * self.need + 0.1 * seconds)
 
     def _ahead(self) -> list[str]:
         if self._writer not in self._writers or self._latest not in self._writers:

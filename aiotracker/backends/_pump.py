@@ -275,7 +275,7 @@ class Pump(Generic[I]):
         elif future.done():
             if (undo := self._orphaned(item)) is not None:
                 answer = self._loop.create_future()
-                answer.add_done_callback(_look_at)
+                answer.add_done_callback(asyncio.Future.exception)  # nobody waits, and asyncio need not complain
                 self._put(_Waiting(answer, undo, time.monotonic(), urgent=True))
         elif item.error is None:
             future.set_result(item.answer)
@@ -303,11 +303,6 @@ async def _see_through(worker: "asyncio.Task[None]") -> None:
     while not worker.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({worker})
-
-
-def _look_at(future: "asyncio.Future[Any]") -> None:
-    if not future.cancelled():
-        future.exception()  # nobody waits for it, and asyncio need not complain
 
 
 def alike(exc: Exception) -> Exception:
@@ -558,10 +553,12 @@ class PumpTracker(BaseTracker[D, R]):
                     self.observer.conflicted(task_id)
 
     def update(self, task_id: str, transition: Transition, *, known: Any = UNKNOWN) -> "asyncio.Future[Task | None]":
+        if self.read_only:
+            self._check_writable("update")
         return self._submit(Operation(task_id, transition, self.new_id(), known))
 
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         # In turn with the writes: a claim that was cancelled on its way is undone before this is answered.
         task: Task | None = await self._submit(Operation(task_id))
         return task

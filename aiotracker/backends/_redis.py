@@ -89,7 +89,7 @@ def client_of(url: str) -> Redis:
         # Retries and time-outs are ours.
         client: Redis = Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **DRIVER)
     except ValueError as exc:
-        raise InvalidValueError(f"url cannot be {url!r}: {exc}") from exc
+        raise InvalidValueError(f"the url cannot be used: {exc}") from exc  # without it: a password may be in it
     if decodes(client):
         raise InvalidValueError("decode_responses in the URL must be false")
     return client
@@ -330,9 +330,10 @@ class Server:
     async def _measure(self) -> None:
         asked = self.time.ticks()
         (reply,) = await self._send([("TIME",)])
-        if isinstance(reply, list):
-            seconds, micros = reply
-            self.time.take(asked, self.time.ticks(), int(seconds) + int(micros) / 1e6)
+        if isinstance(reply, Exception):
+            raise reply  # without the server's time, leases would end by our own, which anybody may have set
+        seconds, micros = reply
+        self.time.take(asked, self.time.ticks(), int(seconds) + int(micros) / 1e6)
 
     # -- errors
 

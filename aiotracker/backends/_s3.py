@@ -27,14 +27,16 @@ asks decides whether to send it again. What it may raise:
 import asyncio
 import random
 import secrets
-from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 
 from .._core.codec import FORMAT
 from ..errors import ConflictError, StoreCorruptedError, StoreError, StoreUnavailableError, StoreUnsafeError
-from ._aws import CONNECTIONS, BusyError
+from ._aws import CONNECTIONS
+from ._aws_requests import BusyError, together
 from ._s3_requests import KEY_BYTES, REQUEST_TIME, DeniedError, Entry, Facts, S3Options, S3Requests, Stored
 
 __all__ = [
@@ -45,13 +47,12 @@ __all__ = [
     "BusyError",
     "Entry",
     "Facts",
+    "OnS3",
     "S3Options",
     "S3Store",
     "Stored",
     "together",
 ]
-
-T = TypeVar("T")
 
 MARKER: Final = "aiotracker.json"
 PROBES: Final = "probe/"
@@ -173,24 +174,15 @@ class S3Store(S3Requests):
     async def _tries(self, key: str, *, absent: bool = False, match: str | None = None) -> str | None:
         """One guarded write; the new ETag, or `None` where it was refused. Sent again until it is answered."""
         body = msgspec.json.encode({"probe": secrets.token_hex(8)})
-        is_unknown = False
 
         async def write() -> str | None:
-            nonlocal is_unknown
             try:
                 return await self.put(key, body, absent=absent, match=match)
             except ConflictError:
-                pass
-            except BusyError:
-                raise
-            except StoreUnavailableError:
-                is_unknown = True
-                raise
-            if is_unknown:  # it may have landed, and its reply have been lost
+                # It may have landed all the same: its reply was lost, or something between us and the store (aiohttp,
+                # where a connection has ended) has sent it twice.
                 stored = await self.get(key)
-                if stored is not None and stored.body == body:
-                    return stored.etag
-            return None
+                return stored.etag if stored is not None and stored.body == body else None
 
         return await self.patiently(write)
 
@@ -219,13 +211,30 @@ class S3Store(S3Requests):
         )
 
 
-async def together(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All answers; where one request fails, the others have ended too when this raises."""
-    tasks = [asyncio.ensure_future(request) for request in requests]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+class OnS3:
+    """What both trackers tell of their store."""
+
+    _store: S3Store
+
+    @property
+    def bucket(self) -> str:
+        """Its name."""
+        return self._store.bucket
+
+    @property
+    def prefix(self) -> str:
+        """What all keys begin with."""
+        return self._store.prefix
+
+    @property
+    def requests(self) -> int:
+        """How many requests this tracker has sent."""
+        return self._store.requests.total()
+
+    @property
+    def requests_by_operation(self) -> Mapping[str, int]:
+        """The same by operation: `PutObject`, `GetObject`, `ListObjectsV2`, `DeleteObject`."""
+        return dict(self._store.requests)
+
+    def now(self) -> datetime:
+        return self._store.now()

@@ -3,8 +3,6 @@
 Errors are told apart by their code, never by the status alone: a 200 can carry one.
 """
 
-import asyncio
-import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -16,20 +14,8 @@ import msgspec
 
 from ..clock import Clock
 from ..errors import ConflictError, InvalidValueError, StoreError, StoreUnavailableError, StoreUnsafeError
-from ._aws import (
-    CREDENTIALS_REFUSED,
-    NO_ANSWER,
-    SLOW_DOWN,
-    UNANSWERED,
-    BusyError,
-    ClientError,
-    ClientOptions,
-    Pace,
-    ServiceTime,
-    Turns,
-    connect,
-    no_answer,
-)
+from ._aws import ClientError, ClientOptions, connect
+from ._aws_requests import BusyError, Refusal, Sender, ServiceTime, meaning, patiently
 from ._s3_direct import DirectRequests, learn
 
 __all__ = ["KEY_BYTES", "REQUEST_TIME", "DeniedError", "Entry", "Facts", "S3Options", "S3Requests", "Stored"]
@@ -137,8 +123,7 @@ class S3Requests:
             if name.startswith("SSECustomer") or name in ("RequestPayer", "ExpectedBucketOwner")
         }
         self._list_options = {name: value for name, value in self._get_options.items() if name[:3] != "SSE"}
-        self._turns = Turns(options.connections)
-        self._pace = Pace()
+        self._sender = Sender(options, self.time)
 
     def __repr__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
@@ -178,8 +163,7 @@ class S3Requests:
             StoreError: There is no such profile, no region, or another setting is wrong.
         """
         options = self.options
-        self._turns = Turns(options.connections)
-        self._pace = Pace()
+        self._sender = Sender(options, self.time)
         path_style = options.endpoint_url is not None if options.path_style is None else options.path_style
         connection = await connect(
             "s3",
@@ -213,20 +197,15 @@ class S3Requests:
                 except ClientError as exc:
                     self._leave_to_the_client(exc)
                 else:
-                    return answer, Stored(answer["Body"], _etag(answer), _modified(answer))
+                    return answer, _stored(answer, answer["Body"])
             answer = await self._client.get_object(Bucket=self.bucket, Key=name, **self._get_options)
             async with answer["Body"] as stream:
-                body = await stream.read()
-            return answer, Stored(body, _etag(answer), _modified(answer))
+                return answer, _stored(answer, await stream.read())
 
         try:
-            stored: Stored = await self._send("GetObject", key, read)
+            return await self._send("GetObject", key, read)
         except _NoSuchKey:
             return None
-        if stored.body[:1] == b"<" and (found := _CODE.search(stored.body[:2000])) is not None:
-            # Nothing of ours begins like that.
-            raise self._translated("GetObject", key, found[1].decode("utf-8", "replace"), "in a 200 answer", 500, {})
-        return stored
 
     async def put(self, key: str, body: bytes, *, absent: bool = False, match: str | None = None) -> str:
         """Writes the object if the condition holds.
@@ -253,10 +232,9 @@ class S3Requests:
             return answer, etag
 
         try:
-            etag: str = await self._send("PutObject", key, write)
+            return await self._send("PutObject", key, write)
         except _NoSuchKey as exc:
             raise ConflictError(f"{self!r}{key} is gone", known=True) from exc
-        return etag
 
     async def _write(self, name: str, body: bytes, condition: dict[str, str]) -> Any:
         if self._direct is not None:
@@ -331,82 +309,47 @@ class S3Requests:
             ]
             return answer, (entries, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None)
 
-        page: tuple[list[Entry], str | None] = await self._send("ListObjectsV2", prefix, look)
-        return page
+        return await self._send("ListObjectsV2", prefix, look)
 
     def _quoted(self, etag: str) -> str:
         return f'"{etag}"' if self.facts.quotes else etag
 
-    async def _send(self, operation: str, key: str, request: Callable[[], Coroutine[Any, Any, tuple[Any, Any]]]) -> Any:
+    async def _send(self, operation: str, key: str, request: Callable[[], Coroutine[Any, Any, tuple[Any, T]]]) -> T:
         """Sends a request when it has its turn, and translates what goes wrong."""
         if self._client is None:
             raise StoreError(f"{self!r} is not open")
-        async with self._turns:
-            await self._pace.wait()
-            began, asked = asyncio.get_running_loop().time(), self.time.local()
+
+        async def counted() -> tuple[Any, T]:
             self.requests[operation] += 1
-            try:
-                async with asyncio.timeout(self.options.request_time):
-                    answer, value = await request()
-            except ClientError as exc:
-                raise self._client_error(operation, key, exc, asked) from exc
-            except TimeoutError as exc:
-                self._turns.unanswered(began)
-                raise StoreUnavailableError(
-                    f"{self!r}: {operation} of {key!r} was not answered within {self.options.request_time:g} s"
-                ) from exc
-            except NO_ANSWER as exc:
-                raise no_answer(f"{self!r}: {operation} of {key!r}{self._where()}", exc) from exc
-            self.time.saw(answer["ResponseMetadata"].get("HTTPHeaders", {}), asked)
-            self._turns.answered()
-            self._pace.well()
-            return value
+            return await request()
 
-    def _client_error(self, operation: str, key: str, exc: Any, asked: float) -> Exception:
-        error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
-        headers = meta.get("HTTPHeaders", {})
-        self.time.saw(headers, asked)
-        details = error | {"Region": error.get("Region") or headers.get("x-amz-bucket-region")}
-        code, status = str(error.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
-        translated = self._translated(operation, key, code, str(error.get("Message", "")), status, details)
-        if not isinstance(translated, StoreUnavailableError):
-            self._turns.answered()
-            self._pace.well()
-        return translated
+        said = f"{self!r}: {operation} of {key!r}{self._where()}"
+        return await self._sender.send(said, counted, lambda refusal: self._means(operation, key, said, refusal))
 
-    def _translated(
-        self, operation: str, key: str, code: str, message: str, status: int, details: Mapping[str, Any]
-    ) -> Exception:
-        said = f"{self!r}: {operation} of {key!r}: {code or status}{': ' if message else ''}{message}"
+    def _means(self, operation: str, key: str, said: str, refusal: Refusal) -> Exception:
+        code, status = refusal.code, refusal.status
         if code in ("PreconditionFailed", "412"):
             return ConflictError(f"{self!r}{key} has changed")
         if code in ("ConditionalRequestConflict", "OperationAborted", "409"):
-            return BusyError(f"two writes met: {said}")
-        if code in SLOW_DOWN:
-            self._pace.slower()
-            return BusyError(said)
+            return BusyError(f"two writes met: {said}: {refusal}")
         if code in ("NoSuchKey", "404") or (code == "NotFound" and status == 404):
-            return _NoSuchKey(said)
+            return _NoSuchKey(f"{said}: {refusal}")
         if code == "NoSuchBucket":
             return StoreError(
                 f"there is no bucket {self.bucket!r}{self._where()}: create it, or correct the name, the region or the "
                 "endpoint"
             )
         if code in ("AccessDenied", "403", "Forbidden", "AllAccessDisabled"):
-            return DeniedError(self._denied(operation, key, message))
+            return DeniedError(self._denied(operation, key, refusal.message))
         if code in _REGION or status in (301, 307):
-            region = details.get("Region")
+            region = refusal.response.get("Error", {}).get("Region") or refusal.headers.get("x-amz-bucket-region")
             here = f"in {region}: give region={region!r}" if region else "in another region: give region="
-            return StoreError(f"the bucket {self.bucket!r} is {here} ({said})")
-        if code in CREDENTIALS_REFUSED:
-            return StoreError(f"the credentials were refused: {said}")
+            return StoreError(f"the bucket {self.bucket!r} is {here} ({said}: {refusal})")
         if code == "RequestTimeTooSkewed":
-            return StoreError(f"this machine's clock is too far from the store's; set it: {said}")
+            return StoreError(f"this machine's clock is too far from the store's; set it: {said}: {refusal}")
         if code in ("NotImplemented", "501"):
-            return StoreUnsafeError(f"the store does not know a request that is needed: {said}")
-        if code in UNANSWERED or code == "IncompleteBody" or status >= 500 or status == 0:
-            return StoreUnavailableError(said)
-        return StoreError(said)
+            return StoreUnsafeError(f"the store does not know a request that is needed: {said}: {refusal}")
+        return meaning(said, refusal)
 
     def _where(self) -> str:
         return f" at {self.endpoint}" if self.options.endpoint_url else ""
@@ -424,19 +367,20 @@ class S3Requests:
 
     async def patiently(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Asks again while there is no answer, for a while."""
-        deadline = asyncio.get_running_loop().time() + 2 * self.options.request_time
-        for count in range(1, 1000):
-            try:
-                return await request()
-            except StoreUnavailableError:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(random.uniform(0, min(1.0, 0.02 * 2.0 ** min(count, 8))))
-        raise AssertionError("unreachable")
+        return await patiently(request, 2 * self.options.request_time)
 
 
 def _do_not_ask_first(request: Any, **_: Any) -> None:
     del request.headers["Expect"]
+
+
+def _stored(answer: Mapping[str, Any], body: bytes) -> Stored:
+    """Raises `ClientError` where the answer is an error in spite of its status: nothing of ours begins like that."""
+    if body[:1] == b"<" and (found := _CODE.search(body[:2000])) is not None:
+        error = {"Code": found[1].decode("utf-8", "replace"), "Message": "in a 200 answer"}
+        meta = answer["ResponseMetadata"] | {"HTTPStatusCode": 500}
+        raise ClientError({"Error": error, "ResponseMetadata": meta}, "GetObject")
+    return Stored(body, _etag(answer), _modified(answer))
 
 
 def _etag(answer: Mapping[str, Any]) -> str:

@@ -1,15 +1,25 @@
-"""What was seen of the objects of a store: in memory, bounded, and packed for others."""
+"""What was seen of the objects of a store: in memory, bounded, and in a snapshot for others."""
 
+import asyncio
+import logging
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgspec
 
 from .._core.codec import FORMAT
+from ..errors import ConflictError, StoreError
+from ._s3 import S3Store
 
-__all__ = ["ENTRY_BYTES", "PURGED", "Cache", "Seen", "packed", "unpacked"]
+__all__ = ["ENTRY_BYTES", "PURGED", "Cache", "Seen", "Snapshot", "packed", "unpacked"]
 
+logger = logging.getLogger("aiotracker")
+
+SNAPSHOT: Final = "snapshot.jsonl.z"
+WORTH_A_SNAPSHOT: Final = 200  # records that had to be read one by one
+SNAPSHOT_PAUSE: Final = 60.0  # seconds between two snapshots of one tracker
 ENTRY_BYTES: Final = 400  # that an entry of the cache takes beside its record
 PURGED: Final = b'{"purged":'  # how what is left of a purged task begins
 
@@ -91,3 +101,60 @@ def unpacked(raw: bytes) -> list[tuple[str, str, bytes]]:
         return []
     decode = msgspec.json.Decoder(tuple[str, str, msgspec.Raw]).decode
     return [(key, etag, bytes(body)) for key, etag, body in map(decode, lines)]
+
+
+class Snapshot:
+    """What one process saw, for those who come later: a cache, never the truth. A listing tells what of it still is so.
+
+    Args:
+        store: Where it is kept.
+        cache: What is put into it, and filled from it.
+    """
+
+    def __init__(self, store: S3Store, cache: Cache) -> None:
+        self._store = store
+        self._cache = cache
+        self._etag: str | None = None
+        self._is_read = False
+        self._written_at: float | None = None
+
+    def is_worth_reading(self, keys: Iterable[str]) -> bool:
+        """Whether so much of what is stored was not seen."""
+        return not self._is_read and sum(self._cache.get(key) is None for key in keys) >= WORTH_A_SNAPSHOT
+
+    async def read(self) -> None:
+        """Fills the cache with what another process saw."""
+        self._is_read = True
+        try:
+            stored = await self._store.get(SNAPSHOT)
+            if stored is None:
+                return
+            self._etag = stored.etag
+            for key, etag, body in await asyncio.to_thread(unpacked, stored.body):
+                if self._cache.get(key) is None:
+                    self._cache.keep(key, etag, body)
+        except (StoreError, ValueError, zlib.error) as exc:
+            logger.info("the snapshot of %r cannot be used: %s", self._store, exc, extra=self._event(exc))
+
+    async def write(self, reads: int, listed: int) -> None:
+        """Keeps what this process saw for others, if it was dear.
+
+        Args:
+            reads: Records that it had to read one by one.
+            listed: Of so many.
+        """
+        now = asyncio.get_running_loop().time()
+        if reads < max(WORTH_A_SNAPSHOT, listed // 20):
+            return
+        if self._written_at is not None and now - self._written_at < SNAPSHOT_PAUSE:
+            return
+        self._written_at = now
+        body = await asyncio.to_thread(packed, self._cache.all())
+        try:
+            self._etag = await self._store.put(SNAPSHOT, body, absent=self._etag is None, match=self._etag)
+        except (ConflictError, StoreError) as exc:
+            self._etag, self._is_read = None, False
+            logger.info("the snapshot of %r was not written: %s", self._store, exc, extra=self._event(exc))
+
+    def _event(self, exc: Exception) -> dict[str, str]:
+        return {"event": "snapshot_failed", "where": repr(self._store), "error_type": type(exc).__name__}

@@ -151,7 +151,7 @@ def segment_key(shard: int, number: int) -> str:
 
 
 def request_key(shard: int) -> str:
-    """The key of what somebody writes who wants to have a turn."""
+    """The key of the requests of those who want to have a turn."""
     return f"turn/{shard:02}.json"
 
 

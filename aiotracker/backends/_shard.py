@@ -48,7 +48,8 @@ WIDEST: Final = 32  # segments that are asked for at once
 TAIL_BYTES: Final = 4 * 1024 * 1024  # of segments behind a checkpoint, before there is another one
 WORTH: Final = 16  # segments for each request that a checkpoint takes, so that it costs a sixteenth at the most
 LISTEN: Final = 8  # segments at the most, after which it is looked whether somebody asks for a turn
-ASK: Final = 2  # races that are lost, before a turn is asked for
+ASK: Final = 3  # segments of others that come before one of ours, until a turn is asked for
+ASKS: Final = 3  # tries, where others ask at the same time
 CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
 
 
@@ -158,7 +159,7 @@ class Shard:
         until = state.number + order.ahead()
         while pause := order.wait(until - state.number):
             await asyncio.sleep(pause)
-            await self._follow(max(1, until - state.number) + 1)
+            await self._follow(max(1, until - state.number), to_the_end=False)
             if self._state is not state:
                 return
 
@@ -172,20 +173,30 @@ class Shard:
         if state.number < self._listened_at + self._listen_after:
             return
         self._listened_at, self._listen_after = state.number, min(LISTEN, 2 * self._listen_after)
+        for request in (await self._requests())[0]:
+            self._order.let_in(request)
+
+    async def _requests(self) -> tuple[list[Request], str | None]:
+        """Those of others who wait for a turn, and the version of the object that says so."""
         stored, _ = await self._archive.get(request_key(self.number))
-        if stored is not None:
-            with contextlib.suppress(msgspec.DecodeError):  # it counts for nothing but that
-                self._order.asked(msgspec.json.decode(stored.body, type=Request), self._now())
+        if stored is None:
+            return [], None
+        requests: list[Request] = []
+        with contextlib.suppress(msgspec.DecodeError):  # it counts for nothing but that
+            requests = msgspec.json.decode(stored.body, type=list[Request])
+        now = self._now()
+        return [request for request in requests if self._order.waits(request, now)], stored.etag
 
     async def _ask(self, state: _State) -> None:
-        """Asks for a turn, unless somebody else does so at the same time."""
-        key = request_key(self.number)
-        request = Request(self._nonce(), state.number, self._order.need, self._now())
+        """Asks for a turn."""
+        ours = Request(self._nonce(), state.number, self._order.need, self._now())
         with contextlib.suppress(StoreError):
-            earlier, _ = await self._archive.get(key)
-            with contextlib.suppress(ConflictError):
-                etag = None if earlier is None else earlier.etag
-                await self._objects.put(key, msgspec.json.encode(request), absent=etag is None, match=etag)
+            for _ in range(ASKS):
+                others, etag = await self._requests()
+                body = msgspec.json.encode([*others, ours])
+                with contextlib.suppress(ConflictError):
+                    await self._objects.put(request_key(self.number), body, absent=etag is None, match=etag)
+                    break
             await self._follow(2)
 
     async def commit(self, wanted: list[Wanted]) -> None:
@@ -198,7 +209,7 @@ class Shard:
         began = loop.time()
         if self._pending is not None:
             await self._settle(self._pending)
-        is_known, races = False, 0  # whether what we know was so after we were asked
+        is_known, races, overtaken = False, 0, 0  # whether what we know was so after we were asked
         while True:
             if self._state is None:
                 await self._load()
@@ -214,6 +225,7 @@ class Shard:
                     break
                 is_known = self._state is not None
                 continue
+            number = state.number
             if await self._append(state, batch, now, wanted):
                 break
             races += 1
@@ -222,8 +234,10 @@ class Shard:
                     self._conflicted(task_id)
             if loop.time() > began + self._patience:
                 raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
-            if self._state is not None and races % ASK == 0:
+            overtaken += 1 if self._state is None else max(1, self._state.number - number)
+            if self._state is not None and overtaken >= ASK:
                 await self._ask(self._state)
+                overtaken = 0
             await self._turn()
         index = (await self._known()).index
         self._mismatch = None
@@ -301,6 +315,7 @@ class Shard:
                 self._answered(began)
                 # By somebody else, or by ourselves before the answer was lost.
                 nonces = await self._read_after_conflict(state)
+                self._order.needed(loop.time() - began)  # of the next turn: to read, and to write
                 if nonces is not None:
                     if pending.about.nonce in nonces or self._state is state or not pending.may_be_stored:
                         return pending.about.nonce in nonces
@@ -389,26 +404,28 @@ class Shard:
         await self._follow(1)
         return self._state is state and state.number == before
 
-    async def _follow(self, width: int) -> list[Segment]:
+    async def _follow(self, width: int, *, to_the_end: bool = True) -> list[Segment]:
         """Reads the segments that follow, and takes note of who has written them.
 
         Args:
             width: How many are asked for at once, to begin with.
+            to_the_end: Until there is no further one.
         """
         self._looked_at = asyncio.get_running_loop().time()
         found: list[Segment] = []
-        await self._read_on(width if self._found <= width else min(WIDEST, self._found + 1), found)
+        await self._read_on(width if self._found <= width else min(WIDEST, self._found + 1), found, to_the_end)
         self._found = len(found)
         if found:
             self._order.saw(found)
         return found
 
-    async def _read_on(self, width: int, segments: list[Segment] | None = None) -> bool:
-        """Reads the segments that follow, until there is no further one.
+    async def _read_on(self, width: int, segments: list[Segment] | None = None, to_the_end: bool = True) -> bool:
+        """Reads the segments that follow.
 
         Args:
             width: How many are asked for at once, to begin with.
             segments: Takes those that were read.
+            to_the_end: Until there is no further one; else once.
 
         Returns:
             Whether what is known is so as of now; `False` where all must be read again.
@@ -437,6 +454,7 @@ class Shard:
             if is_end:
                 at = relevant[-1][1]
                 state.known_at = at if at is not None else state.known_at
+            if is_end or not to_the_end:
                 return True
             width = min(WIDEST, 2 * width)
 

@@ -19,7 +19,7 @@ from ..errors import (
     StoreUnavailableError,
     StoreUnsafeError,
 )
-from ._filesystem import check_local, sync_folder
+from ._filesystem import check_local, make_folder, sync_folder
 from ._sql import (
     COLUMNS,
     MAX_COMMIT_BYTES,
@@ -99,10 +99,7 @@ class Writer(Connection):
         """Opens the database, and makes it where there is none."""
         path = self.file.path
         with self.file.translated():
-            missing = [folder for folder in path.parents if not folder.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for folder in missing:
-                sync_folder(folder.parent)
+            make_folder(path.parent)
             check_local(path.parent, allow_unsafe)
             is_new = not path.exists()
             self._connect("rwc")

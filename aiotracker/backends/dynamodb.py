@@ -33,12 +33,10 @@ from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from weakref import WeakValueDictionary
 from zlib import crc32
 
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from .._core.codec import FORMAT
 from .._core.query import GroupBy, Query
 from .._core.task import Status, Task
 from .._core.transitions import Claim, Fail, Postpone, Release, Renew, Succeed
@@ -52,16 +50,13 @@ from ..errors import (
     StoreUnavailableError,
 )
 from ..tracker import BaseTracker, Options
-from ._aws import (
-    CONNECTIONS,
-    ClientOptions,
-    ServiceTime,
-)
+from ._aws import CONNECTIONS, ClientOptions
+from ._aws_requests import ServiceTime, TaskTurns, patiently, together
 from ._dynamodb import (
     BEGINS,
-    MARKER,
     OPEN,
     PLACES,
+    SHARDS,
     Candidates,
     ConditionError,
     Entry,
@@ -72,7 +67,6 @@ from ._dynamodb import (
     seconds_later,
     stamp,
     time_of,
-    together,
 )
 
 if TYPE_CHECKING:
@@ -87,7 +81,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-SHARDS: Final = 8  # a partition of an index takes a thousand writes a second
 KEY_BYTES: Final = 2048  # of a partition key
 BATCH: Final = 100  # keys of a BatchGetItem
 MIN_TTL: Final = 3600.0  # seconds; a younger record may still be needed to recognise a write whose reply was lost
@@ -130,9 +123,6 @@ class DynamoDBTracker(BaseTracker[D, R]):
         connections: Requests under way at once.
         **options: As for `BaseTracker`.
 
-    Attributes:
-        requests: How many were sent.
-
     Raises:
         InvalidValueError: An argument cannot be taken.
     """
@@ -167,6 +157,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         self._namespace = namespace
         self._consistent = consistent_queries
         self._shards = SHARDS
+        self._patient_for = min(self._patience, PATIENCE)
         self._table = Table(
             table,
             ClientOptions(
@@ -180,7 +171,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
             ),
             ServiceTime(self.clock),
         )
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by id, while updates wait
+        self._turns = TaskTurns(self._patience)
         self._waiting = 0  # calls of `work` that wait for ever
         self._ending = 0  # ... and that end when all is done
 
@@ -196,14 +187,14 @@ class DynamoDBTracker(BaseTracker[D, R]):
 
     @property
     def requests(self) -> int:
-        """How many were sent."""
+        """How many requests this tracker has sent."""
         return self._table.requests
 
     # -- the contract
 
     async def connect(self, stack: AsyncExitStack) -> None:
         await self._table.connect(stack)
-        await self._identify(not self.read_only)
+        self._shards = await self._table.identify(self._patient_for, may_write=not self.read_only)
         if self._ttl is not None and not self.read_only:
             await self._table.check_ttl()
         self.clock_uncertainty = self._table.time.uncertainty
@@ -212,7 +203,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         return self._table.time.now()
 
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         item = await self._table.get(self._key(task_id))
         return None if item is None else self._decoded(item)
 
@@ -249,10 +240,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
         return self._in_turn(task_id, rule, known)
 
     async def _in_turn(self, task_id: str, rule: Transition, known: Task | _Unknown | None) -> Task | None:
-        turn = self._turns.get(task_id)
-        if turn is None:
-            turn = self._turns[task_id] = asyncio.Lock()
-        async with turn:
+        async with self._turns.turn(task_id):
             return await self._update(task_id, rule, known)
 
     async def delete(self, task: Task) -> None:
@@ -432,16 +420,7 @@ class DynamoDBTracker(BaseTracker[D, R]):
 
     async def _patiently(self, request: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Asks again while there is no answer, for a while."""
-        until = time.monotonic() + min(self._patience, PATIENCE)
-        failures = 0
-        while True:
-            try:
-                return await request(*args, **kwargs)
-            except StoreUnavailableError:
-                failures += 1
-                if time.monotonic() > until:
-                    raise
-                await asyncio.sleep(random.uniform(0, min(1.0, 0.02 * 2.0 ** min(failures, 8))))
+        return await patiently(lambda: request(*args, **kwargs), self._patient_for)
 
     # -- records and items
 
@@ -518,38 +497,10 @@ class DynamoDBTracker(BaseTracker[D, R]):
         """
         if self._stack is not None:
             raise StoreError("create_table() comes first: this tracker is open, so its table is there")
+        await asyncio.to_thread(self.clock.boot)  # the first look reads a file
         async with AsyncExitStack() as stack:
             await self._table.connect(stack)
             is_new = await self._table.create(settings)
             await self._table.enable_ttl(is_needed=self._ttl is not None)
-            await self._identify(True)
+            await self._table.identify(self._patient_for, may_write=True)
         return is_new
-
-    async def _identify(self, may_write: bool) -> None:
-        """Checks that the table is one of ours, and reads its settings, which are written once."""
-        while True:
-            item = await self._patiently(self._table.get, MARKER)
-            if item is not None:
-                break
-            if not may_write:
-                return
-            marker = {
-                "task": {"S": MARKER},
-                "write_id": {"S": MARKER},
-                "format": {"N": str(FORMAT)},
-                "shards": {"N": str(SHARDS)},
-            }
-            try:
-                await self._patiently(self._table.put, marker, None)
-            except ConditionError:
-                pass  # somebody else was faster, or it was us
-        try:
-            stored_format, shards = int(item["format"]["N"]), int(item["shards"]["N"])
-        except (KeyError, ValueError) as exc:
-            raise StoreCorruptedError(f"the item {MARKER!r} of {self._table} is damaged: {exc!r}", MARKER) from exc
-        if stored_format != FORMAT:
-            raise StoreError(
-                f"{self._table} has format {stored_format}, and this release of aiotracker knows format {FORMAT}: use "
-                "the release that wrote it, or a newer one; nothing was changed"
-            )
-        self._shards = shards

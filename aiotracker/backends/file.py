@@ -4,15 +4,17 @@ import asyncio
 import os
 import weakref
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import TypeVar, Unpack
 
 from .._core.transitions import Renew
-from ..errors import StoreError
+from ..errors import StoreError, StoreUnavailableError
 from ..tracker import Options
 from ._commit import Committer
+from ._filesystem import checked_path
 from ._log import LogTracker, Wanted, orphaned
 from ._log_files import Files, forget_mutexes
 
@@ -20,6 +22,8 @@ __all__ = ["FileTracker"]
 
 D = TypeVar("D", default=Any)
 R = TypeVar("R", default=Any)
+
+ABORT_TIME: Final = 0.5  # seconds that closing waits for the lock of a store that could not be opened
 
 
 class FileTracker(LogTracker[D, R]):
@@ -45,7 +49,7 @@ class FileTracker(LogTracker[D, R]):
         **options: Unpack[Options[D, R]],
     ) -> None:
         super().__init__(**options)
-        self._path = Path(path)
+        self._path = checked_path(path)
         self._fsync = fsync
         self._allow_unsafe = allow_unsafe
         self._committer: Committer[Wanted] | None = None
@@ -73,13 +77,21 @@ class FileTracker(LogTracker[D, R]):
             name=f"aiotracker {self._path}",
         )
 
+        is_open = False
+
         async def close() -> None:
             self._committer = self._files = None
-            await committer.aclose(files.close)
+            await committer.aclose(files.close, within=None if is_open else ABORT_TIME)
 
         stack.push_async_callback(close)
-        await committer.call(files.open)
-        files.on_thread = committer.post
+        try:
+            async with asyncio.timeout(self._patience):
+                await committer.call(files.open)
+        except TimeoutError as exc:
+            raise StoreUnavailableError(f"not opened within {self._patience:.3g} s: {files.blame()}") from exc
+        is_open = True
+        await committer.call(files.read)
+        files.on_thread, files.is_abandoned = committer.post, committer.is_abandoned
         _forget_in_child(files, committer)
         self._committer, self._files = committer, files
 
@@ -98,29 +110,22 @@ class FileTracker(LogTracker[D, R]):
             StoreError: It could not be written; the old log goes on.
         """
         self._check_writable("compact")
-        committer, files = self._committer, self._files
-        if committer is None or files is None:
-            raise StoreError("this FileTracker is not open; use `async with`, or await open()")
-        return await asyncio.wrap_future(await committer.call(files.start_compaction))
+        assert self._committer is not None
+        assert self._files is not None
+        return await asyncio.wrap_future(await self._committer.call(self._files.start_compaction))
 
 
 _inherited: "weakref.WeakKeyDictionary[Files, Committer[Wanted]]" = weakref.WeakKeyDictionary()
 
 
 def _forget_in_child(files: Files, committer: "Committer[Wanted]") -> None:
-    if not _inherited:
-        _watch_forks()
+    _watch_forks()
     _inherited[files] = committer
 
 
+@cache
 def _watch_forks() -> None:
-    global _watching
-    if not _watching and hasattr(os, "register_at_fork"):
-        _watching = True
-        os.register_at_fork(after_in_child=_after_fork)
-
-
-_watching = False
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _after_fork() -> None:

@@ -44,7 +44,7 @@ from ..errors import (
 )
 from ..tracker import BaseTracker, Options
 from ._abstract_tracker import from_abstract_tracker
-from ._filesystem import check_local, explain, sync_data, sync_folder
+from ._filesystem import check_local, checked_path, explain, make_folder, sync_data, sync_folder
 
 __all__ = ["FolderTracker", "read_record"]
 
@@ -91,7 +91,7 @@ class FolderTracker(BaseTracker[D, R]):
         **options: Unpack[Options[D, R]],
     ) -> None:
         super().__init__(**options)
-        self._path = Path(path)
+        self._path = checked_path(path)
         self._allow_unsafe = allow_unsafe
         self._threads: ThreadPoolExecutor | None = None
         self._turns: list[asyncio.Lock] = []
@@ -118,7 +118,7 @@ class FolderTracker(BaseTracker[D, R]):
         await self._in_thread(self._open)
 
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         return await self._in_thread(self._load, task_id)
 
     async def dump(self, task: Task) -> Task:
@@ -192,11 +192,8 @@ class FolderTracker(BaseTracker[D, R]):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         if self.read_only and not path.exists():
             raise StoreError(f"there is no store at {path}; nothing is created with read_only=True")
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         if not self.read_only:
-            path.mkdir(parents=True, exist_ok=True)
-            for folder in missing:
-                sync_folder(folder.parent)
+            make_folder(path)
         check_local(path, self._allow_unsafe)
         if marker.exists():
             self._check_format(marker)

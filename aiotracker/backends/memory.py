@@ -38,10 +38,13 @@ class MemoryTracker(LogTracker[D, R]):
         return peer
 
     def submit(self, want: Wanted) -> "asyncio.Future[Any]":
-        answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
         if self._stack is None:
             answer.set_exception(StoreError("this MemoryTracker is not open; use `async with`, or await open()"))
             return answer
+        if loop is not self.loop:
+            raise RuntimeError("a tracker is used on the event loop that opened it")
         with self._mutex:
             self._index.apply(self._index.batch([want], self.now(), self.max_record_bytes))
             self._index.look([want])

@@ -472,7 +472,9 @@ class PostgresTracker(PumpTracker[D, R]):
 
     async def claimable(self, limit: int) -> Claimable:
         now = self.now()
-        rows = await self._fetch(self._sql["claimable"], self._namespace, now, limit)
+        rows = await self._patiently(
+            lambda connection: self._rows(connection, self._sql["claimable"], self._namespace, now, limit)
+        )
         tasks = [self._task(version, record) for _, version, record in rows]
         if len(tasks) >= limit:
             return Claimable(tasks, now)

@@ -209,7 +209,7 @@ class RedisTracker(PumpTracker[D, R]):
         commands: list[Command] = [("HGETALL", self._marker)]
         if not self.read_only:
             commands[:0] = [("HSETNX", self._marker, "layout", LAYOUT), ("HSETNX", self._marker, "format", FORMAT)]
-        replies = await server.talk(commands, writing=True)
+        replies = await server.talk(commands)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise server.explained(reply)

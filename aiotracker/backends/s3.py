@@ -15,15 +15,13 @@ import asyncio
 import heapq
 import logging
 import random
-import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote
-from weakref import WeakValueDictionary
 
 import msgspec
 from typing_extensions import TypeVar
@@ -41,8 +39,9 @@ from ..errors import (
     StoreUnavailableError,
 )
 from ..tracker import BaseTracker
-from ._s3 import CONNECTIONS, KEY_BYTES, REQUEST_TIME, Entry, S3Options, S3Store, together
-from ._s3_seen import PURGED, Cache, Seen, packed, unpacked
+from ._aws_requests import TaskTurns
+from ._s3 import CONNECTIONS, KEY_BYTES, REQUEST_TIME, Entry, OnS3, S3Options, S3Store, together
+from ._s3_seen import PURGED, Cache, Seen, Snapshot
 
 __all__ = ["S3Tracker"]
 
@@ -53,12 +52,9 @@ logger = logging.getLogger("aiotracker")
 
 LAYOUT: Final = "objects"
 TASKS: Final = "tasks/"
-SNAPSHOT: Final = "snapshot.jsonl.z"
 HEX: Final = "0123456789abcdef"
 CACHE_BYTES: Final = 64 * 1024 * 1024
 CHUNK: Final = 500  # records that are decoded before others have their turn
-WORTH_A_SNAPSHOT: Final = 200  # records that had to be read one by one
-SNAPSHOT_PAUSE: Final = 60.0  # seconds between two snapshots of one tracker
 CANDIDATES: Final = 10_000  # claimable tasks that a look keeps at the most
 TOMBSTONES: Final = 1000  # that one look removes at the most
 SHARE_OF_LOOKING: Final = 10  # a look may be used for this many times as long as it took
@@ -67,7 +63,7 @@ CLOSE: Final = timedelta(seconds=10)  # by which the views that two machines hav
 OPEN: Final = frozenset({Status.PENDING, Status.FAILED, Status.IN_PROGRESS})
 
 
-class S3Tracker(BaseTracker[D, R]):
+class S3Tracker(OnS3, BaseTracker[D, R]):
     """Keeps each task in an object of its own. For many small workers that know their task's id, such as functions
     behind a queue; for crawlers with many tasks a second, `S3LogTracker` needs a hundredth of the requests.
 
@@ -126,7 +122,8 @@ class S3Tracker(BaseTracker[D, R]):
         )
         self._store = S3Store(bucket, prefix, s3_options, self.clock)
         self._cache = Cache(cache_bytes)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._snapshot = Snapshot(self._store, self._cache)
+        self._turns = TaskTurns(self._patience)
         # Whether an id that nobody here has seen is likely to be new; learned from how the last guess went.
         self._guesses_absent = True
         self._ready: deque[Task] = deque()  # claimable ones of the last look
@@ -134,29 +131,6 @@ class S3Tracker(BaseTracker[D, R]):
         self._has_more = False  # the last look saw more than it kept
         self._next_due: datetime | None = None
         self._is_contended = False
-        self._snapshot_etag: str | None = None
-        self._snapshot_read = False
-        self._snapshot_at: float | None = None
-
-    @property
-    def bucket(self) -> str:
-        """Its name."""
-        return self._store.bucket
-
-    @property
-    def prefix(self) -> str:
-        """What all keys begin with."""
-        return self._store.prefix
-
-    @property
-    def requests(self) -> int:
-        """How many requests this tracker has sent."""
-        return self._store.requests.total()
-
-    @property
-    def requests_by_operation(self) -> Mapping[str, int]:
-        """The same by operation: `PutObject`, `GetObject`, `ListObjectsV2`, `DeleteObject`."""
-        return dict(self._store.requests)
 
     # -- the contract
 
@@ -165,11 +139,8 @@ class S3Tracker(BaseTracker[D, R]):
         await self._store.identify(LAYOUT, read_only=self.read_only)
         self.clock_uncertainty = self._store.uncertainty
 
-    def now(self) -> datetime:
-        return self._store.now()
-
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         key = self._key(task_id)
         began = asyncio.get_running_loop().time()
         stored = await self._store.patiently(lambda: self._store.get(key))
@@ -239,17 +210,8 @@ class S3Tracker(BaseTracker[D, R]):
     async def _update_in_turn(
         self, task_id: str, key: str, rule: Transition, known: Task | _Unknown | None
     ) -> Task | None:
-        """Coroutines that want the same record take turns, instead of racing each other over the network."""
         asked = asyncio.get_running_loop().time()
-        turn = self._turns.get(key)
-        if turn is None:
-            turn = self._turns[key] = asyncio.Lock()
-        try:
-            async with asyncio.timeout(self._patience):
-                await turn.acquire()
-        except TimeoutError as exc:
-            raise StoreUnavailableError(f"the store did not answer others that write {task_id!r}") from exc
-        try:
+        async with self._turns.turn(task_id):
             seen = self._cache.get(key)
             if seen is not None and seen.began > asked:
                 # Read or written after this was asked for, by the one whose turn it was before: as good as a read.
@@ -260,8 +222,6 @@ class S3Tracker(BaseTracker[D, R]):
             elif not isinstance(known, Task) or known.version is None:
                 known = self._guess(seen, key, known)
             return await self._update(task_id, rule, known)
-        finally:
-            turn.release()
 
     async def delete(self, task: Task) -> None:
         self._check_writable("delete")
@@ -368,7 +328,8 @@ class S3Tracker(BaseTracker[D, R]):
                         task = self._decoded(key, etag, body)
                         if task is not None:
                             yield task
-        await self._write_snapshot(self._store.requests["GetObject"] - reads, listed)
+        if not self.read_only:
+            await self._snapshot.write(self._store.requests["GetObject"] - reads, listed)
         await self._remove_tombstones(purged)
 
     async def _remove_tombstones(self, purged: list[tuple[str, str, bytes]]) -> None:
@@ -394,8 +355,8 @@ class S3Tracker(BaseTracker[D, R]):
         """All objects of tasks, in several parts. Nothing is under way between two of them."""
         store = self._store
         entries, token = await store.patiently(lambda: store.page(TASKS))
-        if self._worth_a_snapshot(entries):
-            await self._read_snapshot()
+        if self._snapshot.is_worth_reading(entry.key for entry in entries):
+            await self._snapshot.read()
         yield entries
         if token is None:
             return
@@ -471,46 +432,6 @@ class S3Tracker(BaseTracker[D, R]):
             # Where others look for work too, all would fight for the same first tasks.
             best.sort(key=lambda task: (-task.priority, random.random()))
         self._ready, self._next_due = deque(best), next_due
-
-    # -- the snapshot
-
-    def _worth_a_snapshot(self, entries: Iterable[Entry]) -> bool:
-        return not self._snapshot_read and (
-            sum(self._cache.get(entry.key) is None for entry in entries) >= WORTH_A_SNAPSHOT
-        )
-
-    async def _read_snapshot(self) -> None:
-        """Fills the cache with what another process saw. A listing tells what of it still is so."""
-        self._snapshot_read = True
-        try:
-            stored = await self._store.get(SNAPSHOT)
-            if stored is None:
-                return
-            self._snapshot_etag = stored.etag
-            for key, etag, body in await asyncio.to_thread(unpacked, stored.body):
-                if self._cache.get(key) is None:
-                    self._cache.keep(key, etag, body)
-        except (StoreError, ValueError, zlib.error) as exc:
-            extra = {"event": "snapshot_failed", "where": repr(self._store), "error_type": type(exc).__name__}
-            logger.info("the snapshot of %r cannot be used: %s", self._store, exc, extra=extra)
-
-    async def _write_snapshot(self, reads: int, listed: int) -> None:
-        """Keeps what this process saw for others, if it was dear."""
-        now = asyncio.get_running_loop().time()
-        if self.read_only or reads < max(WORTH_A_SNAPSHOT, listed // 20):
-            return
-        if self._snapshot_at is not None and now - self._snapshot_at < SNAPSHOT_PAUSE:
-            return
-        self._snapshot_at = now
-        body = await asyncio.to_thread(packed, self._cache.all())
-        try:
-            self._snapshot_etag = await self._store.put(
-                SNAPSHOT, body, absent=self._snapshot_etag is None, match=self._snapshot_etag
-            )
-        except (ConflictError, StoreError) as exc:
-            self._snapshot_etag, self._snapshot_read = None, False
-            extra = {"event": "snapshot_failed", "where": repr(self._store), "error_type": type(exc).__name__}
-            logger.info("the snapshot of %r was not written: %s", self._store, exc, extra=extra)
 
 
 class _Purged(msgspec.Struct, frozen=True):

@@ -13,7 +13,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from datetime import datetime
 from typing import Any, Final
 
 from typing_extensions import TypeVar
@@ -22,7 +21,7 @@ from .._core.transitions import Renew
 from ..errors import InvalidValueError, StoreError
 from ._log import Index, LogTracker, Wanted, orphaned
 from ._pump import Pump
-from ._s3 import CONNECTIONS, REQUEST_TIME, S3Options, S3Store
+from ._s3 import CONNECTIONS, REQUEST_TIME, OnS3, S3Options, S3Store
 from ._segments import Times, shard_of
 from ._shard import Shard
 
@@ -37,7 +36,7 @@ MAX_SHARDS: Final = 64
 MAX_ITEMS: Final = 2_000  # operations of a segment; more at once would keep the event loop for too long
 
 
-class S3LogTracker(LogTracker[D, R]):
+class S3LogTracker(OnS3, LogTracker[D, R]):
     """Keeps all tasks in a log of few objects: for crawlers and other workers with many tasks at once. For small
     functions that know their task's id and run one at a time, `S3Tracker` is simpler, and reads less to begin with.
 
@@ -109,16 +108,6 @@ class S3LogTracker(LogTracker[D, R]):
         self._pumps: list[Pump[Wanted]] = []
 
     @property
-    def bucket(self) -> str:
-        """Its name."""
-        return self._store.bucket
-
-    @property
-    def prefix(self) -> str:
-        """What all keys begin with."""
-        return self._store.prefix
-
-    @property
     def shards(self) -> int:
         """How many logs the store has.
 
@@ -126,16 +115,6 @@ class S3LogTracker(LogTracker[D, R]):
             StoreError: The tracker is not open.
         """
         return len(self._opened())
-
-    @property
-    def requests(self) -> int:
-        """How many requests this tracker has sent."""
-        return self._store.requests.total()
-
-    @property
-    def requests_by_operation(self) -> Mapping[str, int]:
-        """The same by operation: `PutObject`, `GetObject`, `ListObjectsV2`, `DeleteObject`."""
-        return dict(self._store.requests)
 
     # -- the contract
 
@@ -192,9 +171,6 @@ class S3LogTracker(LogTracker[D, R]):
 
         stack.push_async_callback(close)
         self._pumps = pumps
-
-    def now(self) -> datetime:
-        return self._store.now()
 
     def submit(self, want: Wanted) -> "asyncio.Future[Any]":
         pumps = self._opened()

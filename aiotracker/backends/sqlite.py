@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..tracker import BaseTracker, Options
 from ._commit import Committer
+from ._filesystem import checked_path
 from ._sql import Operation, Replacement, check_namespace, is_all_sql, orphaned
 from ._sqlite import Look, Reader, Synchronous, Writer
 from ._sqlite_file import RECORDS, Connection, File
@@ -75,7 +76,7 @@ class SqliteTracker(BaseTracker[D, R]):
             raise InvalidValueError(f"SqliteTracker takes the path of a file, not {path!r}; in memory is MemoryTracker")
         if synchronous not in ("full", "normal", "off"):
             raise InvalidValueError(f"synchronous is full, normal or off, not {synchronous!r}")
-        self._path = Path(path)
+        self._path = checked_path(path)
         self._namespace = check_namespace(namespace)
         self._synchronous = synchronous
         self._allow_unsafe = allow_unsafe
@@ -144,7 +145,7 @@ class SqliteTracker(BaseTracker[D, R]):
         return self._writer.submit(operation, urgent=type(operation.transition) is Renew)
 
     async def load(self, task_id: str) -> Task | None:
-        self._check_id(task_id)
+        task_id = self._check_id(task_id)
         if self._writer is None:
             task: Task | None = await self._ask(partial(Reader.load, task_id=task_id))
             return task
@@ -205,9 +206,8 @@ _inherited: "weakref.WeakKeyDictionary[Connection, Committer[Any]]" = weakref.We
 
 
 def _close_in_child(connection: Connection, committer: "Committer[Any]") -> None:
-    if hasattr(os, "register_at_fork"):
-        _watch_forks()
-        _inherited[connection] = committer
+    _watch_forks()
+    _inherited[connection] = committer
 
 
 @cache

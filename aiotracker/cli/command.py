@@ -21,6 +21,7 @@ INLINE: Final = 8 * 1024  # bytes of output that a record keeps: all of it, or i
 KILL_AFTER: Final = 5.0  # seconds between SIGTERM and SIGKILL
 DRAIN: Final = 5.0  # seconds after a command's end in which what it left running may still write
 NO_ROOM: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+CHUNK: Final = 64 * 1024  # bytes: what a pipe of Linux holds
 POLL: Final = 0.02  # seconds between looks at whether a process group is gone
 
 
@@ -115,20 +116,16 @@ class Output:
         Raises:
             OutputError: The file cannot be written.
         """
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=64 * 1024)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
-        )
         try:
-            while (chunk := await reader.read(64 * 1024)) and self.size + len(chunk) <= INLINE:
+            os.set_blocking(fd, False)
+            while (chunk := await _read(fd)) and self.size + len(chunk) <= INLINE:
                 self._keep(chunk)
             if chunk:
-                await self._stream(reader, chunk)
+                await self._stream(fd, chunk)
         finally:
-            transport.close()
+            os.close(fd)
 
-    async def _stream(self, reader: asyncio.StreamReader, chunk: bytes) -> None:
+    async def _stream(self, fd: int, chunk: bytes) -> None:
         try:
             await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
             async with aiofiles.open(self._path, "wb") as file:
@@ -137,7 +134,7 @@ class Output:
                 while chunk:
                     self._keep(chunk)
                     await file.write(chunk)
-                    chunk = await reader.read(64 * 1024)
+                    chunk = await _read(fd)
         except OSError as exc:
             raise OutputError(f"long output cannot be written to {self._path}: {exc.strerror or exc}") from exc
 
@@ -260,6 +257,22 @@ class Runner:
                 await asyncio.sleep(POLL)
         finally:
             await _kill(process)
+
+
+async def _read(fd: int) -> bytes:
+    """What is in a pipe, as soon as there is something; nothing at its end."""
+    # Not by connect_read_pipe: uvloop's closes a descriptor twice, and with it a file that another thread has just
+    # opened (https://github.com/MagicStack/uvloop/issues/763).
+    loop = asyncio.get_running_loop()
+    while True:
+        with suppress(BlockingIOError):
+            return os.read(fd, CHUNK)
+        ready = asyncio.Event()
+        loop.add_reader(fd, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(fd)
 
 
 def _signal(group: int, number: int) -> bool:

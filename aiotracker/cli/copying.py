@@ -9,8 +9,9 @@ import msgspec
 import typer
 
 from aiotracker import BaseTracker, open_tracker
-from aiotracker.copying import CopyReport, Progress, shown
+from aiotracker.copying import CopyReport, Progress
 from aiotracker.copying import copy as copy_store
+from aiotracker.urls import shown
 
 from . import options, render
 from .changing import print_line

@@ -1,7 +1,6 @@
 """Commands that only read: ls, show, count, errors."""
 
 import itertools
-import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, cast
@@ -11,11 +10,12 @@ import typer
 
 from aiotracker import BaseTracker, GroupBy, Query, Status, Task, Where, open_tracker
 from aiotracker.causes import Cause, Causes
+from aiotracker.urls import shown
 
 from . import options, render
 from .command import CommandFailed, CommandTimeout
 from .remembered import RESERVED
-from .session import FAILED, refuse, run, store_url
+from .session import FAILED, line_for, refuse, run, store_url
 
 __all__ = ["count", "errors", "find", "ls", "show"]
 
@@ -276,10 +276,9 @@ def _print_causes(causes: list[Cause], url: str) -> None:
 
 
 def _line_for_reset(cause: Cause, url: str) -> str:
-    words = ["aiotracker", "reset", "--store", url, "--fingerprint", cause.fingerprint]
     # Without a status, those that have succeeded since would be run again too.
-    words += ["--status", "exhausted"] + (["--status", "failed"] if cause.count > cause.exhausted else [])
-    return shlex.join(words)
+    words = ["--status", "exhausted"] + (["--status", "failed"] if cause.count > cause.exhausted else [])
+    return line_for(url, "reset", "--fingerprint", cause.fingerprint, *words)
 
 
 def _traceback(page: render.Page, kind: str, text: str, *, lines: int | None = None) -> None:
@@ -303,7 +302,7 @@ def show(
 
     task = run(ctx, work())
     if task is None:
-        render.say(f"there is no task {task_id!r} in {store_url(ctx, store)}")
+        render.say(f"there is no task {task_id!r} in {shown(store_url(ctx, store))}")
         raise typer.Exit(FAILED)
 
     async def print_it() -> None:

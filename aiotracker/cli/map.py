@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import unquote
 
 import msgspec
 import typer
 
 from aiotracker import Postpone, Retry, RunningTask, Task, WorkSummary, open_tracker, stop_on_signals
+from aiotracker.urls import path_of
 
 from . import options, render
 from .command import CannotStart, CommandFailed, CommandTimeout, OutputError, Runner, Template
 from .ids import IdReader
 from .progress import Bar, Display, Lines, LogLines, Tally
 from .remembered import remember
-from .session import FAILED, INTERRUPTED, USAGE, refuse, run, store_url
+from .session import FAILED, INTERRUPTED, USAGE, line_for, refuse, run, store_url
 
 __all__ = ["map_ids"]
 
@@ -75,7 +75,8 @@ def map_ids(
         typer.Option(
             "--output",
             metavar="DIR",
-            help="Where output over 8 KB goes; by default beside the store, named like it with -output at the end.",
+            help="Where output over 8 KB goes. By default beside a file: or folder: store, named like it with -output "
+            "at the end, and for other stores .aiotracker-output in the current folder.",
         ),
     ] = None,
     new_command: Annotated[
@@ -136,7 +137,7 @@ def map_ids(
 def output_folder(url: str) -> Path:
     """Beside a store of files; in the current folder otherwise."""
     scheme, _, rest = url.partition(":")
-    path = unquote(rest.partition("?")[0]).rstrip("/")
+    path = path_of(rest.partition("?")[0]).rstrip("/")
     return Path(f"{path}-output" if scheme in ("file", "folder") and path else ".aiotracker-output").absolute()
 
 
@@ -220,8 +221,8 @@ class Job(msgspec.Struct, kw_only=True):
             render.say(f"passed over, since they cannot be ids: {refused:,}")
         if summary.exhausted or summary.unmet:
             render.say(
-                f"failed for good: {summary.exhausted + summary.unmet:,}; see `aiotracker errors`, and run them "
-                "again after `aiotracker reset --status exhausted`"
+                f"failed for good: {summary.exhausted + summary.unmet:,}; see `{line_for(self.url, 'errors')}`, and "
+                f"run them again after `{line_for(self.url, 'reset', '--status', 'exhausted')}`"
             )
         if self.as_json:
             render.json_document(

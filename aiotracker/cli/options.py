@@ -22,7 +22,8 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="The store, such as file:PATH or folder:PATH. By default AIOTRACKER_STORE, or else file:.aiotracker",
+        help="The store, such as file:PATH, sqlite:PATH or postgresql://HOST/DATABASE. By default AIOTRACKER_STORE, or "
+        "else file:.aiotracker",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

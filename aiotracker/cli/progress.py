@@ -179,11 +179,13 @@ class Lines(Display):
             return
         self._next = now + LINE_EVERY
         of = "" if tally.total is None else f" of {tally.total:,}"
-        parts = [f"{tally.completed:,}{of} done", f"{tally.running} running", f"{rate:,.1f}/s"]
+        parts = [f"{tally.completed:,}{of} done", f"{tally.running} running"]
         if tally.exhausted or tally.retried:
             parts.insert(1, f"{tally.exhausted:,} failed, {tally.retried:,} tried again")
-        if tally.total is not None and rate > 0 and not last:
-            parts.append(f"{span((tally.total - tally.completed) / rate)} left")
+        if not last:  # the summary, which follows, has the rate of the whole
+            parts.append(f"{rate:,.1f}/s")
+            if tally.total is not None and rate > 0:
+                parts.append(f"{span((tally.total - tally.completed) / rate)} left")
         self.line(", ".join(parts))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -9,13 +10,14 @@ from typing import Any, Final, TypeVar
 import msgspec
 import typer
 
-from aiotracker import TrackerError
+from aiotracker import InvalidValueError, TrackerError, UnsupportedError
+from aiotracker.urls import shown
 
 from .command import CannotStart
 from .remembered import OtherCommand
 from .render import say
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Settings", "refuse", "run", "store_url"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Settings", "line_for", "refuse", "run", "store_url"]
 
 T = TypeVar("T")
 
@@ -35,6 +37,12 @@ class Settings(msgspec.Struct):
 def store_url(ctx: typer.Context, store: str | None) -> str:
     """The store's URL, as given behind the command's name or before it, or by AIOTRACKER_STORE."""
     return store or ctx.obj.store or DEFAULT_STORE
+
+
+def line_for(url: str, *words: str) -> str:
+    """A line to type, about this store. It never shows a password, which is to be in AIOTRACKER_STORE."""
+    is_known = shown(url) != url == os.environ.get("AIOTRACKER_STORE")
+    return shlex.join(["aiotracker", *words, *([] if is_known else ["--store", shown(url)])])
 
 
 def refuse(message: str) -> typer.Exit:
@@ -59,4 +67,5 @@ def run(ctx: typer.Context, work: Coroutine[Any, Any, T]) -> T:
         if ctx.obj.debug or (isinstance(exc, ModuleNotFoundError) and "aiotracker[" not in str(exc)):
             raise  # a missing driver says what to install; any other missing module is a fault
         say(str(exc))
-        raise typer.Exit(FAILED if isinstance(exc, TrackerError) else USAGE) from None
+        is_usage = not isinstance(exc, TrackerError) or isinstance(exc, InvalidValueError | UnsupportedError)
+        raise typer.Exit(USAGE if is_usage else FAILED) from None

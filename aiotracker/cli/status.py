@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aiotracker import Where, open_tracker
-from aiotracker.copying import shown
+from aiotracker.urls import shown
 
 from . import options, render
 from .session import run, store_url

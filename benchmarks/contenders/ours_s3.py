@@ -9,11 +9,12 @@ from typing import Any
 
 from aiotracker import BaseTracker, TaskUnavailableError
 from aiotracker.backends.s3 import S3Tracker
+from aiotracker.backends.s3_log import S3LogTracker
 
 from ..process import Gate
 from . import Lifecycles
 
-__all__ = ["BIAS", "SeenOnS3", "count", "known_ids", "lifecycles", "run"]
+__all__ = ["BIAS", "SeenOnS3", "count", "known_ids", "lifecycles", "measured", "run"]
 
 BIAS = (
     "`async with tracker.run(id)` for a new id: two conditional PUTs, one after the other, with the full record, lease "
@@ -45,7 +46,13 @@ async def lifecycles(tracker: BaseTracker, ids: Iterable[str], concurrency: int)
 
 
 async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency: int) -> SeenOnS3:
-    async with S3Tracker(bucket, prefix, endpoint_url=url, connections=concurrency) as tracker:
+    tracker = S3Tracker(bucket, prefix, endpoint_url=url, connections=concurrency)
+    return await measured(gate, tracker, tasks, concurrency, BIAS)
+
+
+async def measured(gate: Gate, tracker: S3Tracker | S3LogTracker, tasks: int, concurrency: int, bias: str) -> SeenOnS3:
+    """New ids, from that many coroutines."""
+    async with tracker:
         await lifecycles(tracker, (f"first-{number}" for number in range(concurrency)), concurrency)  # connects
         requests = Counter(tracker.requests_by_operation)
         gate.ready()
@@ -59,7 +66,7 @@ async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concur
         "start": start,
         "end": end,
         "latencies": latencies,
-        "bias": BIAS,
+        "bias": bias,
         "requests": dict(requests),
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }

@@ -2,18 +2,17 @@
 
 import asyncio
 import itertools
-import os
 import time
-from collections import Counter
 from typing import TypedDict
 
 import aioboto3  # type: ignore[import-untyped]  # ships no types
 
-from aiotracker import BaseTracker, Status, TaskUnavailableError
+from aiotracker import TaskUnavailableError
 from aiotracker.backends.s3_log import S3LogTracker
 
 from ..process import Gate
-from .ours_s3 import SeenOnS3, lifecycles
+from .ours import _disagreeing
+from .ours_s3 import SeenOnS3, measured
 
 __all__ = ["BIAS", "Share", "run", "share"]
 
@@ -23,7 +22,6 @@ BIAS = (
 )
 SHARED = 10  # every 10th id is tried by all processes, so that a double claim can happen at all
 PUT_PAUSE = 0.05  # seconds between two bare PUTs beside the log
-WINDOW = 1000  # records that are read back at once
 
 
 class Share(TypedDict):
@@ -40,24 +38,7 @@ class Share(TypedDict):
 
 
 async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concurrency: int) -> SeenOnS3:
-    async with S3LogTracker(bucket, prefix, endpoint_url=url) as tracker:
-        await lifecycles(tracker, (f"first-{number}" for number in range(concurrency)), concurrency)  # connects
-        requests = Counter(tracker.requests_by_operation)
-        gate.ready()
-        before = os.times()
-        start = time.monotonic()
-        latencies = await lifecycles(tracker, (f"task-{number}" for number in range(tasks)), concurrency)
-        end = time.monotonic()
-        after = os.times()
-        requests = Counter(tracker.requests_by_operation) - requests
-    return {
-        "start": start,
-        "end": end,
-        "latencies": latencies,
-        "bias": BIAS,
-        "requests": dict(requests),
-        "cpu_seconds": after.user + after.system - before.user - before.system,
-    }
+    return await measured(gate, S3LogTracker(bucket, prefix, endpoint_url=url), tasks, concurrency, BIAS)
 
 
 async def share(gate: Gate, url: str, bucket: str, prefix: str, index: int, concurrency: int, seconds: float) -> Share:
@@ -112,15 +93,3 @@ async def share(gate: Gate, url: str, bucket: str, prefix: str, index: int, conc
         "puts": puts,
         "requests": requests,
     }
-
-
-async def _disagreeing(tracker: BaseTracker, ran: list[tuple[str, int]]) -> list[str]:
-    wrong: list[str] = []
-    for first in range(0, len(ran), WINDOW):
-        window = ran[first : first + WINDOW]
-        for (task_id, fence), task in zip(
-            window, await asyncio.gather(*(tracker.load(task_id) for task_id, _ in window)), strict=True
-        ):
-            if task is None or (task.status, task.attempts, task.fence) != (Status.SUCCEEDED, 1, fence):
-                wrong.append(task_id)
-    return wrong

@@ -1,13 +1,16 @@
 """Group commit: when answers are delivered, and how what waits is shared out."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 
+from aiotracker import StoreError, StoreUnavailableError
 from aiotracker.backends._commit import Committer
 
 
@@ -18,8 +21,14 @@ class Item(msgspec.Struct):
 
 
 @asynccontextmanager
-async def committer(commit: Callable[[list[Item]], int], *, tells: bool) -> AsyncIterator[Committer[Item]]:
-    made = Committer(commit, orphaned=lambda item: None, blame=str, patience=30, name="commits", tells=tells)
+async def committer(
+    commit: Callable[[list[Item]], int],
+    *,
+    tells: bool = False,
+    patience: float = 30,
+    orphaned: Callable[[Item], Item | None] = lambda item: None,
+) -> AsyncIterator[Committer[Item]]:
+    made = Committer(commit, orphaned=orphaned, blame=lambda: "stuck", patience=patience, name="commits", tells=tells)
     try:
         yield made
     finally:
@@ -115,3 +124,151 @@ async def test_without_telling_answers_are_delivered_at_once() -> None:
         assert await asyncio.wait_for(one, 10) == 1
         commits.go.release()
         assert await two == 2
+
+
+async def test_no_commit_takes_more_than_5_000_operations() -> None:
+    commits = Commits()
+    async with committer(commits, tells=False) as made:
+        answers = [made.submit(Item(0))]
+        await commits.begun([[0]])
+        answers += [made.submit(Item(number)) for number in range(1, 12_001)]
+        for _ in range(4):
+            commits.go.release()
+        await asyncio.gather(*answers)
+    assert list(map(len, commits.batches)) == [1, 5_000, 5_000, 2_000]
+
+
+async def test_what_a_commit_did_not_take_is_the_first_of_the_next() -> None:
+    batches: list[list[int]] = []
+    go = threading.Semaphore(0)
+
+    def commit(items: list[Item]) -> int:
+        batches.append([item.number for item in items])
+        assert go.acquire(timeout=30)
+        for item in items[:2]:
+            item.answer = item.number
+        return min(len(items), 2)
+
+    async def under_way(count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(batches) < count:  # noqa: ASYNC110 - a thread fills them, which sets no event of the loop
+                await asyncio.sleep(0.001)
+
+    async with committer(commit) as made:
+        answers = [made.submit(Item(0))]
+        await under_way(1)
+        answers += [made.submit(Item(number)) for number in range(1, 5)]
+        go.release()
+        await under_way(2)
+        answers.append(made.submit(Item(5)))
+        for _ in range(3):
+            go.release()
+        assert await asyncio.wait_for(asyncio.gather(*answers), 10) == [0, 1, 2, 3, 4, 5]
+    assert batches == [[0], [1, 2, 3, 4], [3, 4, 5], [5]]
+
+
+async def test_a_fault_of_ours_fails_its_commit_is_logged_and_does_not_stop_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = [ZeroDivisionError("ours")]
+
+    def commit(items: list[Item]) -> int:
+        if faults:
+            raise faults.pop()
+        for item in items:
+            item.answer = item.number
+        return len(items)
+
+    async with committer(commit) as made:
+        with pytest.raises(ZeroDivisionError):
+            await made.submit(Item(1))
+        assert await made.submit(Item(2)) == 2
+    assert "a commit failed" in caplog.text
+
+
+async def test_what_nobody_waits_for_any_more_when_it_is_answered_is_undone() -> None:
+    commits, undone = Commits(), []
+    for _ in range(2):
+        commits.go.release()
+
+    def orphaned(item: Item) -> Item | None:
+        undone.append(item.number)
+        return Item(-item.number) if item.number > 0 else None
+
+    async with committer(commits, orphaned=orphaned) as made:
+        future = made.submit(Item(1))
+        deliver = made._deliver
+
+        def cancelled_just_before() -> None:
+            future.cancel()
+            deliver()
+
+        made._deliver = cancelled_just_before  # type: ignore[method-assign]  # between the commit and its answer
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        await commits.begun([[1], [-1]])
+    assert undone == [1]
+
+
+async def test_a_claim_that_cannot_be_given_back_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    commits = Commits()
+
+    def commit(items: list[Item]) -> int:
+        if items[0].number < 0:
+            raise StoreError("the disk is full")
+        return commits(items)
+
+    async with committer(commit, orphaned=lambda item: Item(-item.number)) as made:
+        future = made.submit(Item(1))
+        await commits.begun([[1]])
+        future.cancel()
+        commits.go.release()
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "could not be given back: the disk is full" in record.getMessage()
+
+
+async def test_who_waits_too_long_gives_up_and_those_who_came_later_go_on_waiting() -> None:
+    commits = Commits()
+    async with committer(commits) as made:
+        one = made.submit(Item(1))
+        await commits.begun([[1]])
+        gone = made.submit(Item(2))
+        gone.cancel()
+        made._watch()
+        assert not one.done(), "its time is not over"
+        made._patience = 0.0
+        made._watch()
+        with pytest.raises(StoreUnavailableError, match="stuck"):
+            await one
+        made._patience = 30
+        three = made.submit(Item(3))
+        for _ in range(2):
+            commits.go.release()
+        assert await three == 3
+
+
+async def test_in_a_forked_child_closing_waits_for_no_thread_and_nothing_is_taken() -> None:
+    closed: list[bool] = []
+    async with committer(Commits()) as made:
+        made.forget()
+        assert await made.aclose(lambda: closed.append(True))
+        with pytest.raises(StoreError, match="closed"):
+            await made.submit(Item(1))
+        made.post(lambda: None)  # the thread, which a child would not have, ends
+    assert closed == []
+
+
+async def test_who_gave_up_waiting_for_a_call_is_not_answered() -> None:
+    commits = Commits()
+    async with committer(commits) as made:
+        one = made.submit(Item(1))
+        await commits.begun([[1]])
+        ran = threading.Event()
+        calling = asyncio.create_task(made.call(ran.set))
+        await asyncio.sleep(0)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        commits.go.release()
+        assert await one == 1
+        assert await made.call(ran.is_set)

@@ -4,12 +4,13 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
 
 from aiotracker import (
@@ -24,16 +25,21 @@ from aiotracker import (
     Task,
     TaskLockedError,
     TaskSucceededError,
+    clock,
 )
-from aiotracker.backends._dynamodb import place_of
+from aiotracker.backends._aws import ClientOptions
+from aiotracker.backends._aws_requests import ServiceTime, TaskTurns, together
+from aiotracker.backends._dynamodb import Table, place_of
 from aiotracker.backends.dynamodb import DynamoDBTracker
+from aiotracker.testing import FakeClock
 from aiotracker.testing.conformance._base import until
 from tests.conftest import require
-from tests.services.dynalite import dynalite_path, dynalite_server
+from tests.services.dynalite import DynaliteServer, dynalite_path
 from tests.services.dynamodb import (
     TABLE,
     DynamoDBService,
     dynalite_dynamodb,
+    made_table,
     moto_dynamodb,
     raw_client,
     shared_session,
@@ -311,6 +317,11 @@ async def test_create_table_may_be_called_again(either: DynamoDBService) -> None
             await tracker.create_table()
 
 
+async def test_create_table_does_not_block_the_event_loop(service: DynamoDBService) -> None:
+    clock._boot_id.cache_clear()  # as in a new process
+    assert await DynamoDBTracker(TABLE, endpoint_url=service.url, session=shared_session()).create_table() is False
+
+
 async def test_create_table_takes_more_settings(service: DynamoDBService, raw: Any) -> None:
     name = f"new-{next(_tables)}"
     throughput = {"ReadCapacityUnits": 7, "WriteCapacityUnits": 8}
@@ -561,6 +572,57 @@ async def test_while_it_is_throttled_all_requests_slow_down(service: DynamoDBSer
         assert client.requests.total() < 40, "in a second"
 
 
+@asynccontextmanager
+async def one_after_another(seconds: float) -> AsyncIterator[str]:
+    """A service that takes this long for each answer, also to those who have gone meanwhile; its URL."""
+    loop = asyncio.get_running_loop()
+    free_at = 0.0
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal free_at
+        free_at = max(free_at, loop.time()) + seconds
+        await asyncio.sleep(free_at - loop.time())
+        return web.Response(text="{}", content_type="application/x-amz-json-1.0")
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_service_that_is_asked_for_more_than_it_can_answer_in_time_is_asked_for_less() -> None:
+    keys = 100
+    async with one_after_another(0.01) as url, AsyncExitStack() as stack:
+        session = await asyncio.to_thread(shared_session)
+        options = ClientOptions(session=session, endpoint_url=url, request_time=0.3)
+        assert options.connections * 0.01 > 2 * options.request_time, "all at once are too many"
+        table = Table(TABLE, options, ServiceTime(FakeClock()))
+        await table.connect(stack)
+
+        async def read(key: str) -> None:
+            while True:
+                try:
+                    await table.get(key)
+                    return
+                except StoreUnavailableError:
+                    assert table.requests < 5 * keys
+
+        await together(read(f"key-{number}") for number in range(keys))
+
+
+async def test_a_write_does_not_wait_for_ever_for_others(service: DynamoDBService, namespace: str) -> None:
+    async with service.tracker(namespace) as tracker:
+        assert tracker._turns._patience == tracker.lease / 3
+        tracker._turns = TaskTurns(0.01)
+        async with tracker._turns.turn("job"):
+            with pytest.raises(StoreUnavailableError, match="did not answer others that write 'job'"):
+                await tracker.add("job")
+        await tracker.add("job")
+
+
 async def test_unprocessed_keys_are_asked_for_again(service: DynamoDBService, namespace: str) -> None:
     async with between(service) as client, DynamoDBTracker(TABLE, namespace=namespace, client=client) as tracker:
         await tracker.add_many(["a", "b", "c"])
@@ -666,28 +728,24 @@ async def test_a_client_that_is_passed_in_is_not_closed(service: DynamoDBService
 
 async def test_a_server_that_is_killed_and_started_again_loses_nothing_acknowledged(tmp_path: Path) -> None:
     require(dynalite_path(), "dynalite (npm): tests/services/install_dynalite.sh")
-    port, path = free_port(), tmp_path / "store"
     done: list[str] = []
 
     async def note(task: Any) -> None:
         await asyncio.sleep(0)
 
-    def start() -> Any:
-        server = dynalite_server(port, path)
-        return server, server.__enter__()
-
-    server, url = await asyncio.to_thread(start)
+    server = DynaliteServer(tmp_path / "store")
     try:
-        await asyncio.to_thread(lambda: asyncio.run(DynamoDBTracker(TABLE, endpoint_url=url).create_table()))
-        async with DynamoDBTracker(TABLE, endpoint_url=url, session=shared_session(), lease=30.0) as tracker:
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(made_table, server.url)
+        async with DynamoDBTracker(TABLE, endpoint_url=server.url, session=shared_session(), lease=30.0) as tracker:
             ids = [f"job-{index}" for index in range(150)]
             working = asyncio.create_task(
                 tracker.work(note, ids=ids, concurrency=16, on_done=lambda task: done.append(task.id))
             )
             await _until(lambda: len(done) >= 50)
-            await asyncio.to_thread(server.__exit__, None, None, None)  # SIGKILL
+            await asyncio.to_thread(server.kill)
             acknowledged = list(done)
-            server, _ = await asyncio.to_thread(start)
+            await asyncio.to_thread(server.start)
             for task_id in acknowledged:
                 task = await tracker.load(task_id)
                 assert task is not None
@@ -695,4 +753,4 @@ async def test_a_server_that_is_killed_and_started_again_loses_nothing_acknowled
             assert (await working).succeeded == 150
             assert await tracker.count() == {Status.SUCCEEDED: 150}
     finally:
-        await asyncio.to_thread(server.__exit__, None, None, None)
+        await asyncio.to_thread(server.kill)

@@ -30,6 +30,7 @@ from aiotracker import (
 )
 from aiotracker.backends import _commit, _filesystem, _log_files
 from aiotracker.backends._filesystem import Disk, kind_of
+from aiotracker.backends._log import parse
 from tests.conftest import require
 
 
@@ -302,7 +303,7 @@ async def test_a_torn_commit_is_cut_by_the_next_writer_and_not_seen_by_readers(s
     whole = logs(store)[0].read_bytes()
     with open(logs(store)[0], "ab") as log:
         log.write(whole[: len(whole) - 10])  # commits, the last without its end
-    cut = whole + whole[: whole.index(b'{"mark"')]
+    cut = whole + 9 * whole[: whole.index(b'{"mark"')]  # longer than what will stand there
     logs(store)[0].write_bytes(cut)
     async with FileTracker(store, read_only=True) as reader:
         assert await reader.count() == {"succeeded": 1}
@@ -310,7 +311,9 @@ async def test_a_torn_commit_is_cut_by_the_next_writer_and_not_seen_by_readers(s
     async with FileTracker(store) as tracker:
         await run(tracker, "b")
         assert await tracker.count() == {"succeeded": 2}
-    assert logs(store)[0].read_bytes().startswith(whole)
+    data = logs(store)[0].read_bytes()
+    assert data.startswith(whole)
+    assert parse(data, 0, None).end == len(data)
 
 
 async def test_damage_is_refused_with_its_place_and_nothing_is_cut(store: Path) -> None:

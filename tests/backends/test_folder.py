@@ -23,6 +23,7 @@ from abstract_tracker.trackers.file_tracker import FileTracker as OldTracker  # 
 from aiotracker import (
     ConflictError,
     FolderTracker,
+    InvalidValueError,
     LeaseLostError,
     RecordTooLargeError,
     Retry,
@@ -218,6 +219,14 @@ async def test_a_record_over_the_limit_is_refused_and_changes_nothing(tmp_path: 
         assert await tracker.load("a") == first
 
 
+async def test_a_record_that_is_no_json_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with FolderTracker(tmp_path) as tracker:
+        first = await tracker.dump(new("a"))
+        with pytest.raises(InvalidValueError, match="cannot be stored as JSON"):
+            await tracker.dump(first.replace(data=object()))
+        assert await tracker.load("a") == first
+
+
 async def test_contended_updates_in_one_process_lose_none(tmp_path: Path) -> None:
     async with FolderTracker(tmp_path) as one, FolderTracker(tmp_path) as two:
         async with asyncio.timeout(60):
@@ -405,6 +414,7 @@ async def test_a_write_is_on_the_disk_before_it_is_acknowledged(
     async with FolderTracker(tmp_path / "jobs") as tracker:
         monkeypatch.setattr(folder, "sync_data", noting("data", _filesystem.sync_data))
         monkeypatch.setattr(folder, "sync_folder", noting("folder", _filesystem.sync_folder))
+        monkeypatch.setattr(folder, "make_folder", noting("made", _filesystem.make_folder))
         monkeypatch.setattr(os, "replace", noting("replace", os.replace))
         task = await tracker.dump(new("a"))
         assert done == ["data", "replace", "folder"]
@@ -414,7 +424,7 @@ async def test_a_write_is_on_the_disk_before_it_is_acknowledged(
         done.clear()
         async with FolderTracker(tmp_path / "another"):
             pass
-        assert done == ["folder", "data", "replace", "folder"]
+        assert done == ["made", "data", "replace", "folder"]
 
 
 async def test_what_another_process_may_not_have_synced_is_synced_before_it_is_told(
@@ -428,6 +438,27 @@ async def test_what_another_process_may_not_have_synced_is_synced_before_it_is_t
         assert synced == [tmp_path]
         monkeypatch.setattr(folder, "SETTLED", -1.0)
         await tracker.load("a")
+        assert synced == [tmp_path]
+
+
+async def test_a_record_that_was_removed_since_it_was_read_is_told_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = folder.read_record
+    synced: list[Path] = []
+
+    def and_removed(path: Path) -> Task | None:
+        task = read(path)
+        path.unlink()
+        return task
+
+    async with FolderTracker(tmp_path) as tracker:
+        await tracker.dump(new("a"))
+        monkeypatch.setattr(folder, "sync_folder", synced.append)
+        monkeypatch.setattr(folder, "read_record", and_removed)
+        task = await tracker.load("a")
+        assert task is not None
+        assert task.id == "a"
         assert synced == [tmp_path]
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiotracker import Query, RecordTooLargeError, Status, Task
+from aiotracker import MemoryTracker, Query, RecordTooLargeError, Status, StoreCorruptedError, Task
 from aiotracker._core.transitions import Add
-from aiotracker.backends._log import Entry, Index, Wanted, commits, next_commit, parse, seal
+from aiotracker.backends._log import Entry, Index, Wanted, closed, commits, next_commit, parse, seal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -68,10 +68,86 @@ def test_a_changed_byte_in_the_last_commit_is_a_torn_tail() -> None:
         assert (parsed.end, parsed.damage) == (ends[2], None)
 
 
+def test_a_commit_does_not_count_with_a_whole_line_that_is_not_its_own() -> None:
+    # Such as one that a power loss kept of a commit that had been taken back there.
+    data, ends = three_commits()
+    lines = data[ends[2] :].splitlines(keepends=True)
+    other = put(a_task("2-0", attempts=7))
+    stale = stored(Index(), other).splitlines(keepends=True)[0]
+    assert len(stale) == len(lines[0])
+    parsed = parse(data[: ends[2]] + b"".join([stale, *lines[1:]]), 0, Index())
+    assert (parsed.end, parsed.damage) == (ends[2], None)
+    parsed = parse(data[: ends[2]] + b"".join(lines[1:]), 0, Index())
+    assert (parsed.end, parsed.damage) == (ends[2], None)
+
+
 def test_a_seal_says_where_the_log_goes_on() -> None:
     data, _ = three_commits()
     parsed = parse(data + seal("log-00000002.jsonl", 77), 0, Index())
     assert parsed.sealed == ("log-00000002.jsonl", 77)
+
+
+def a_commit(*bodies: bytes) -> bytes:
+    """Lines whose sums are right, whatever they say."""
+    return b"".join(commits([Entry(closed(body), Status.PENDING, 0, None) for body in bodies], 1000))
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"id":7', b'{"id":"a","status":"asleep"', b'{"id":"a","not_before":"soon"', b"nothing"]
+)
+def test_a_line_that_is_whole_but_says_nothing_of_a_task_is_damage(body: bytes) -> None:
+    data, _ = three_commits()
+    parsed = parse(data + a_commit(body), 0, Index())
+    assert parsed.end == len(data)
+    assert parsed.damage is not None
+    assert parsed.damage.offset == len(data)
+
+
+def test_a_seal_that_names_no_log_is_damage() -> None:
+    data, _ = three_commits()
+    parsed = parse(data + closed(b'{"sealed":7'), 0, Index())
+    assert parsed.damage is not None
+    assert (parsed.end, parsed.damage.offset, parsed.sealed) == (len(data), len(data), None)
+
+
+def test_a_seal_in_the_middle_of_a_commit_is_not_followed() -> None:
+    data, ends = three_commits()
+    parsed = parse(data[: ends[2]] + a_commit(b'{"id":"a"').splitlines(keepends=True)[0] + seal("next", 0), 0, Index())
+    assert (parsed.end, parsed.sealed) == (ends[2], None)
+
+
+async def test_a_record_that_cannot_be_read_is_told_and_the_others_can_be() -> None:
+    async with MemoryTracker() as tracker:
+        await tracker.add_many(["bad", "good"])
+        tracker._index.apply_line(closed(b'{"id":"bad","status":"pending","attempts":"many"'))
+        with pytest.raises(StoreCorruptedError, match="attempts"):
+            await tracker.load("bad")
+        with pytest.raises(StoreCorruptedError, match="attempts"):
+            await tracker.run("bad").__aenter__()
+        async with tracker.run("good") as task:
+            assert task.attempts == 1
+        assert await tracker.count() == {Status.PENDING: 1, Status.SUCCEEDED: 1}
+
+
+def test_a_question_that_cannot_be_answered_fails_alone() -> None:
+    index = Index()
+    stored(index, put(a_task("good")))
+    index.apply_line(closed(b'{"id":"bad","status":"pending","attempts":"many"'))
+    bad, good = (Wanted(name, look=lambda index, name=name: index.get(name)) for name in ("bad", "good"))  # type: ignore[misc]  # mypy infers no type
+    index.look([bad, good])
+    assert isinstance(bad.error, StoreCorruptedError)
+    assert good.answer.id == "good"
+
+
+async def test_a_scan_passes_over_what_is_gone_or_is_no_match_any_more() -> None:
+    async with MemoryTracker() as tracker:
+        await tracker.add_many(["1", "2", "3", "4"])
+        seen = []
+        async for task in tracker.find(status="pending"):
+            seen.append(task.id)
+            await tracker.purge("2", force=True)
+            await tracker.ignore("3")
+        assert seen == ["1", "4"]
 
 
 def test_one_failing_transition_fails_alone() -> None:
@@ -81,7 +157,7 @@ def test_one_failing_transition_fails_alone() -> None:
     index = Index()
     unstorable = a_task("set", data={1, 2})
     wanted = [put(a_task("a")), Wanted("b", broken, "w"), put(unstorable), put(a_task("c", data="x" * 2000))]
-    wanted.append(put(a_task("d")))
+    wanted += [put(a_task("d")), put(a_task("e", data=object())), put(a_task("f"))]
     batch = index.batch(wanted, NOW, limit=1000)
     index.apply(batch)
     assert [type(want.error) for want in wanted] == [
@@ -90,8 +166,10 @@ def test_one_failing_transition_fails_alone() -> None:
         type(None),  # an encoder turns a set into a list; values are checked before they come here
         RecordTooLargeError,
         type(None),
+        TypeError,
+        type(None),
     ]
-    assert set(index.entries) == {"a", "set", "d"}
+    assert set(index.entries) == {"a", "set", "d", "f"}
 
 
 def test_nothing_is_changed_before_a_batch_is_applied() -> None:

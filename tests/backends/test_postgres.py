@@ -36,6 +36,7 @@ from tests.services.postgres import Server, has_pgbouncer, has_postgres, pgbounc
 
 asyncpg = require_module("asyncpg")
 
+from aiotracker.backends import _postgres  # noqa: E402 - it cannot be imported without its driver
 from aiotracker.backends.postgres import PostgresTracker  # noqa: E402 - it cannot be imported without its driver
 
 ROLES = """
@@ -161,6 +162,21 @@ async def test_a_place_that_becomes_free_is_waited_for(server: Server) -> None:
         await tracker.aclose()
     finally:
         await execute(server.dsn, "ALTER ROLE crowded CONNECTION LIMIT 0")
+
+
+async def test_a_database_in_another_encoding_is_refused(server: Server) -> None:
+    await execute(server.dsn, "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match="'latin' is encoded in LATIN1"):
+        await PostgresTracker(server.dsn.removesuffix("postgres") + "latin").open()
+
+
+async def test_a_connection_that_ends_while_it_is_opened_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def prepare(*args: Any, **options: Any) -> Any:
+        raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+    monkeypatch.setattr(_postgres.OwnConnection, "prepare", prepare)
+    with pytest.raises(StoreUnavailableError, match="closed in the middle"):
+        await make().open()
 
 
 async def test_a_database_without_the_tables_says_how_they_are_made(server: Server) -> None:
@@ -472,6 +488,56 @@ async def test_whether_a_transaction_is_under_way_is_asked_of_the_server(server:
         assert not await tracker._is_under_way(asking, str(int(xid) + 1_000_000)), "a crash took it back"
 
 
+async def test_a_commit_that_the_server_turned_into_a_rollback_is_not_taken_for_one(make: Make) -> None:
+    async with make() as tracker:
+        turned: list[str] = []
+
+        async def turn(sql: str, inner: Any) -> None:
+            if sql == "COMMIT" and not turned:
+                turned.append(sql)
+                with pytest.raises(asyncpg.PostgresError):
+                    await inner.execute("SELECT 1/0")  # what is committed then says ROLLBACK, and is no error
+
+        watch(tracker, turn)
+        assert await tracker.add("job", {"n": 1})
+        assert turned
+        task = await tracker.load("job")
+        assert task is not None
+        assert task.data == {"n": 1}
+
+
+async def test_a_commit_whose_fate_cannot_be_asked_is_an_unknown_outcome(make: Make) -> None:
+    async with make(lease=0.9) as tracker:
+        silent = asyncio.Event()
+
+        async def lose(sql: str, inner: Any) -> None:
+            if sql == "COMMIT":
+                silent.set()
+                inner.terminate()
+                raise ConnectionResetError("the reply was lost")
+
+        async def silence(connection: Any, xid: str) -> bool:
+            raise asyncpg.UndefinedFunctionError("pg_xact_status does not exist")
+
+        tracker._is_under_way = silence  # type: ignore[method-assign]  # a server that does not tell
+        watch(tracker, lose)
+        with pytest.raises(OutcomeUnknownError, match="the reply was lost") as caught:
+            await tracker.add("job")
+        assert caught.value.task_id == "job"
+        assert silent.is_set()
+
+
+async def test_what_the_server_says_of_a_transaction_is_not_taken_for_an_answer_if_it_is_an_error(
+    server: Server, make: Make
+) -> None:
+    async with make() as tracker, connection(server.dsn) as asking:
+        await asking.execute("BEGIN")
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await asking.execute("SELECT 1/0")
+        with pytest.raises(asyncpg.InFailedSQLTransactionError):
+            await tracker._is_under_way(asking, "7")
+
+
 async def test_a_row_that_somebody_has_locked_is_waited_for_within_the_lease(server: Server, make: Make) -> None:
     async with make(lease=1.5) as tracker:
         await tracker.add("job")
@@ -543,6 +609,16 @@ async def test_the_servers_clock_decides_not_the_machines(make: Make) -> None:
         task = await right.load("job")
         assert task is not None
         assert abs(task.create_time - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+async def test_the_servers_clock_is_looked_at_again_after_a_while(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with make() as tracker:
+        assert tracker._time is not None
+        await tracker.add("early")
+        seen = tracker._time._seen_at
+        monkeypatch.setattr(_postgres, "MEASURE_EVERY", -1.0)  # it is always long ago
+        await tracker.add("late")
+        assert tracker._time._seen_at > seen
 
 
 # -- service life
@@ -691,6 +767,26 @@ async def test_a_forked_child_does_not_use_its_parents_connections(make: Make) -
         assert await tracker.count() == {Status.PENDING: 1}
 
 
+def test_a_tracker_whose_loop_has_ended_can_be_closed_and_opened_in_another_one(make: Make) -> None:
+    tracker = make()
+    asyncio.run(add(tracker, "early"))
+    began = time.monotonic()
+    asyncio.run(tracker.aclose())
+    assert time.monotonic() - began < 2
+
+    async def again() -> None:
+        async with tracker:
+            await tracker.add("late")
+            assert await tracker.count() == {Status.PENDING: 2}
+
+    asyncio.run(again())
+
+
+async def add(tracker: PostgresTracker[Any, Any], task_id: str) -> None:
+    await tracker.open()
+    await tracker.add(task_id)
+
+
 # -- queries
 
 WHEN = datetime(2026, 11, 20, tzinfo=UTC)
@@ -736,6 +832,21 @@ async def plan_of(tracker: PostgresTracker[Any, Any], asks: Callable[[], Awaitab
 
 async def listed(found: AsyncIterator[Any]) -> list[Any]:
     return [one async for one in found]
+
+
+async def test_what_is_removed_while_it_is_scanned_is_passed_over(make: Make) -> None:
+    async with make() as tracker:
+        for task_id in ("1", "2", "3"):
+            await tracker.add(task_id)
+        read = tracker._read_many
+
+        async def late(ids: list[str]) -> dict[str, Task]:
+            tracker._read_many = read  # type: ignore[method-assign]  # only between the ids and their records
+            await tracker.purge("2", force=True)
+            return await read(ids)
+
+        tracker._read_many = late  # type: ignore[method-assign,assignment]  # the same
+        assert [task.id async for task in tracker.find(order_by="-create_time")] == ["3", "1"]
 
 
 @pytest.mark.parametrize(
@@ -845,6 +956,16 @@ def test_every_promise_is_kept_through_pgbouncer_while_everything_bad_happens(tm
         )
     assert report.ok, str(report)
     assert report.kills > 0
+
+
+async def test_a_question_through_a_pooler_that_fails_leaves_no_transaction_open(server: Server, make: Make) -> None:
+    async with make(max_connections=1) as tracker:
+        tracker._is_pooled = True
+        with pytest.raises(StoreError, match="division by zero"):
+            await tracker._fetch("SELECT 1/0")
+        assert (await tracker._fetch("SELECT 1"))[0][0] == 1
+        async with tracker._lent() as connection:
+            assert not connection.is_in_transaction()
 
 
 async def test_a_direct_connection_is_not_taken_for_a_pooler(make: Make) -> None:

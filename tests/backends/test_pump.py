@@ -7,8 +7,19 @@ from typing import Any
 
 import pytest
 
-from aiotracker import BaseTracker, ConflictError, RecordTooLargeError, Status, StoreError, StoreUnavailableError, Task
+from aiotracker import (
+    BaseTracker,
+    ConflictError,
+    InvalidValueError,
+    OutcomeUnknownError,
+    RecordTooLargeError,
+    Status,
+    StoreError,
+    StoreUnavailableError,
+    Task,
+)
 from aiotracker._core.transitions import Add
+from aiotracker.backends import _pump
 from aiotracker.backends._pump import Operation, Pump, PumpTracker, Round, Write
 
 
@@ -23,6 +34,7 @@ class Toy(PumpTracker[Any, Any]):
         self.commits: list[list[str]] = []
         self.under_way = asyncio.Event()
         self.error: Exception | None = None
+        self.reply_is_lost = False
 
     async def connect(self, stack: AsyncExitStack) -> None:
         self._start_pumps(stack, "toy")
@@ -51,6 +63,8 @@ class Toy(PumpTracker[Any, Any]):
                 else:
                     self.rows[task_id] = (write.task.version, write.raw)
         await asyncio.sleep(0)
+        if self.reply_is_lost:
+            raise OutcomeUnknownError("the reply was lost", "")
         return landed, {}
 
     def _blame(self) -> str:
@@ -232,3 +246,175 @@ def test_one_operation_that_fails_in_a_round_fails_alone() -> None:
     assert good.error is None
     assert good.answer.id == "b"
     assert isinstance(huge.error, RecordTooLargeError)
+
+
+def test_one_operation_that_fails_in_a_lost_race_keeps_its_own_error() -> None:
+    bad, good = Operation("a", lambda task, now: [][0], "w1"), Operation("a", Add("a", "c"), "w2")
+    work = Round([bad, good], 1000)
+    work.found({})
+    assert list(work.decide(BaseTracker.clock.now())) == ["a"]
+    work.settle((), {"a": StoreError("full")})
+    assert isinstance(bad.error, IndexError)
+    assert str(good.error) == "full"
+
+
+def test_a_commit_takes_no_more_than_its_bytes_and_the_rest_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pump, "MAX_BYTES", 2500)
+    operations = [Operation(str(n), Add(str(n), "c", data="x" * 1000), "w") for n in range(5)]
+    work = Round(operations, 10_000)
+    work.found({})
+    assert list(work.decide(BaseTracker.clock.now())) == ["0", "1", "2"]
+    assert [operation.again for operation in operations] == [None, None, None, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("landed", [True, False], ids=["it landed", "it did not"])
+async def test_a_claim_that_may_have_landed_is_undone_where_nobody_waits_for_it(landed: bool) -> None:
+    async with Toy() as tracker:
+        tracker.gate.clear()
+        claiming = asyncio.create_task(tracker.run("job").__aenter__())
+        await tracker.under_way.wait()
+        claiming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claiming
+        tracker.reply_is_lost, tracker.error = landed, None if landed else StoreUnavailableError("no answer")
+        tracker.gate.set()
+        await asyncio.sleep(0)
+        while tracker._pump is not None and tracker._pump._in_flight:  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
+        tracker.reply_is_lost, tracker.error = False, None
+        task = await tracker.load("job")
+        assert (task is not None) is landed
+        if task is not None:
+            assert (task.status, task.attempts, task.lease) == (Status.PENDING, 0, None)
+
+
+async def test_a_claim_that_was_refused_or_failed_leaves_nothing_to_undo() -> None:
+    async with Toy() as tracker:
+        async with tracker.run("job") as held:
+            tracker.gate.clear()
+            claiming = asyncio.create_task(tracker.run("job").__aenter__())
+            adding = asyncio.create_task(tracker.add("other"))
+            await asyncio.sleep(0)
+            claiming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await claiming
+            tracker.gate.set()
+            await adding
+            await held.save()
+        commits = len(tracker.commits)
+        tracker.gate.clear()
+        tracker.under_way.clear()
+        claiming = asyncio.create_task(tracker.run("new").__aenter__())
+        await tracker.under_way.wait()
+        claiming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claiming
+        tracker.error = StoreError("the disk is full")
+        tracker.gate.set()
+        assert await tracker.load("new") is None
+        assert len(tracker.commits) == commits + 1
+
+
+async def test_a_guarded_write_says_what_became_of_it() -> None:
+    async with Toy() as tracker:
+        await tracker.add("job")
+        task = await tracker.load("job")
+        assert task is not None
+        with pytest.raises(InvalidValueError, match="object"):
+            await tracker.dump(task.replace(data=object()))
+        tracker.reply_is_lost = True
+        with pytest.raises(StoreUnavailableError, match="the reply was lost"):
+            await tracker.dump(task.replace(note="x"))
+
+
+class Plain:
+    """A pump whose commits do what they are told."""
+
+    def __init__(self, **options: Any) -> None:
+        self.errors: list[Exception] = []
+        self.again: list[float] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = asyncio.Event()
+        self.pump: Pump[Operation] = Pump(
+            self.commit, orphaned=lambda item: None, blame=lambda: "stuck", name="commits", **{"patience": 30} | options
+        )
+
+    async def commit(self, operations: list[Operation]) -> None:
+        self.begun.set()
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop()
+        for operation in operations:
+            operation.answer = operation.task_id
+            operation.again = self.again.pop() if self.again else None
+
+
+async def test_what_comes_after_closing_is_refused() -> None:
+    pump = Plain().pump
+    assert await pump.submit(Operation("a")) == "a"
+    assert await pump.aclose()
+    with pytest.raises(StoreError, match="closed"):
+        await pump.submit(Operation("b"))
+
+
+async def test_closing_waits_for_those_who_lost_a_race_and_are_about_to_try_again() -> None:
+    plain = Plain()
+    plain.again = [0.02]
+    answer = plain.pump.submit(Operation("a"))
+    await plain.begun.wait()
+    await asyncio.sleep(0)
+    assert await plain.pump.aclose()
+    assert await answer == "a"
+
+
+async def test_closing_does_not_wait_for_ever_for_those_who_lose_every_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pump, "CLOSE_TIME", 0.05)
+    plain = Plain()
+    plain.again = [60.0]
+    answer = plain.pump.submit(Operation("a"))
+    await plain.begun.wait()
+    assert not await plain.pump.aclose()
+    with pytest.raises(StoreUnavailableError, match="the tracker was closed: stuck"):
+        await answer
+
+
+async def test_nobody_is_left_waiting_when_closing_gives_a_commit_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pump, "CLOSE_TIME", 0.05)
+    plain = Plain()
+    plain.gate.clear()
+    first = plain.pump.submit(Operation("a"))
+    await plain.begun.wait()
+    second = plain.pump.submit(Operation("b"))
+    assert not await plain.pump.aclose()
+    for answer in (first, second):
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await answer
+
+
+async def test_a_fault_of_ours_fails_its_commit_is_logged_and_does_not_stop_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = Plain()
+    plain.errors = [ZeroDivisionError("ours")]
+    first = plain.pump.submit(Operation("a"))
+    with pytest.raises(ZeroDivisionError):
+        await first
+    assert "a commit failed" in caplog.text
+    assert await plain.pump.submit(Operation("b")) == "b"
+    await plain.pump.aclose()
+
+
+async def test_commits_that_stop_for_a_fault_of_ours_begin_anew_and_lose_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = [ZeroDivisionError("ours")]
+
+    async def pace() -> None:
+        if faults:
+            raise faults.pop()
+
+    plain = Plain(pace=pace)
+    assert await plain.pump.submit(Operation("a")) == "a"
+    assert "begin anew" in caplog.text
+    await plain.pump.aclose()

@@ -16,7 +16,6 @@ from aiotracker import (
     TaskSucceededError,
 )
 from aiotracker.backends import _s3_seen
-from aiotracker.backends import s3 as module
 from aiotracker.backends._s3 import S3Store
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing import FakeClock
@@ -189,7 +188,7 @@ class TestWhatWasSeenBefore:
     async def test_a_snapshot_lets_a_new_process_start_from_the_look_of_another(
         self, make: Callable[..., S3Tracker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "WORTH_A_SNAPSHOT", 20)
+        monkeypatch.setattr(_s3_seen, "WORTH_A_SNAPSHOT", 20)
         async with make() as one:
             await one.add_many(f"job-{index}" for index in range(30))
         async with make() as two:
@@ -210,9 +209,9 @@ class TestWhatWasSeenBefore:
         monkeypatch: pytest.MonkeyPatch,
         damage: bytes,
     ) -> None:
-        monkeypatch.setattr(module, "WORTH_A_SNAPSHOT", 5)
+        monkeypatch.setattr(_s3_seen, "WORTH_A_SNAPSHOT", 5)
         client = raw_client(moto_s3.url)
-        client.put_object(Bucket=moto_s3.bucket, Key=f"{prefix}/{module.SNAPSHOT}", Body=damage)
+        client.put_object(Bucket=moto_s3.bucket, Key=f"{prefix}/{_s3_seen.SNAPSHOT}", Body=damage)
         client.close()
         async with make() as one, make() as two:
             await one.add_many(f"job-{index}" for index in range(10))
@@ -339,7 +338,7 @@ class TestOptions:
     async def test_every_put_has_a_condition_so_that_a_bucket_policy_can_demand_one(
         self, proxy: FaultProxy, through: Callable[..., S3Tracker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "WORTH_A_SNAPSHOT", 2)
+        monkeypatch.setattr(_s3_seen, "WORTH_A_SNAPSHOT", 2)
         async with through("all") as one, through("all") as two:
             await one.add_many(["a", "b", "c"])
             await two.count()
@@ -349,7 +348,7 @@ class TestOptions:
         for request in proxy.requests:
             if request.method == "PUT":
                 assert {"if-match", "if-none-match"} & request.headers.keys(), request
-        assert any(module.SNAPSHOT in request.key for request in proxy.requests)
+        assert any(_s3_seen.SNAPSHOT in request.key for request in proxy.requests)
 
     async def test_read_only_writes_nothing_and_needs_no_marker(
         self, proxy: FaultProxy, through: Callable[..., S3Tracker], make: Callable[..., S3Tracker], prefix: str

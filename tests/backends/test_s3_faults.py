@@ -17,7 +17,7 @@ from aiotracker import (
     Status,
     StoreUnavailableError,
 )
-from aiotracker.backends._aws import Turns
+from aiotracker.backends._aws_requests import Turns
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing._torture import torture
 from tests.services.fault_proxy import FATES, FaultProxy, Plan
@@ -92,7 +92,7 @@ class TestFaults:
         self, proxy: FaultProxy, through: Callable[..., S3Tracker]
     ) -> None:
         async with through() as tracker:
-            tracker._store._pace._pause = 0.2  # it has asked before
+            tracker._store._sender._pace._pause = 0.2  # it has asked before
             proxy.plan.script("slow_down")
             with pytest.raises(StoreUnavailableError, match="SlowDown"):
                 await tracker._store.get("one")
@@ -100,7 +100,7 @@ class TestFaults:
             began = loop.time()
             await tracker._store.get("another")
             assert loop.time() - began >= 0.19, "twice as long as before, give or take a half"
-            assert tracker._store._pace._pause == 0.0, "an answer ends it"
+            assert tracker._store._sender._pace._pause == 0.0, "an answer ends it"
 
     async def test_a_store_that_is_asked_for_more_than_it_can_answer_in_time_is_asked_for_less(
         self, make: Callable[..., S3Tracker], monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from aiotracker import (
     TaskLockedError,
 )
 from aiotracker._core.task import BootTime
-from aiotracker.backends._aws import ServiceTime
+from aiotracker.backends._aws_requests import ServiceTime
 from aiotracker.backends.s3 import S3Tracker
 from aiotracker.testing import FakeClock
 from tests.services.fault_proxy import FaultProxy, Request
@@ -46,6 +46,15 @@ class TestProbe:
             assert len(proxy.requests) > 20
         async with through("once") as tracker:
             assert tracker.requests == 1
+
+    async def test_writes_that_something_in_between_sends_twice_are_no_fault_of_the_store(
+        self, proxy: FaultProxy, through: Callable[..., S3Tracker]
+    ) -> None:
+        proxy.plan.script(*["twice"] * 100, where=lambda request: request.method == "PUT")
+        async with through("twice") as tracker:
+            async with tracker.run("job"):
+                pass
+            assert (await loaded(tracker, "job")).status is Status.SUCCEEDED
 
     async def test_of_a_store_that_takes_quoted_etags_alone_quotes_are_used(
         self, proxy: FaultProxy, through: Callable[..., S3Tracker]

@@ -570,6 +570,95 @@ async def test_a_failed_commit_is_never_acknowledged_and_stops_the_tracker(
         await run(tracker, "more")
 
 
+async def test_a_transaction_that_cannot_be_taken_back_stops_the_tracker(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stuck:
+        in_transaction = True
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def execute(self, sql: str, parameters: Any = ()) -> Any:
+            if sql in ("COMMIT", "ROLLBACK"):
+                error = sqlite3.OperationalError(f"no {sql}")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return self._inner.execute(sql, parameters)
+
+        def close(self) -> None:
+            self._inner.close()
+
+    async with SqliteTracker(store) as tracker:
+        await run(tracker, "job")
+        do = _sqlite.Writer._do
+
+        def breaks(self: Any, sql: str, parameters: Any = ()) -> Any:
+            if not isinstance(self._sqlite, Stuck):
+                self._sqlite = Stuck(self._sqlite)
+            return do(self, sql, parameters)
+
+        monkeypatch.setattr(_sqlite.Writer, "_do", breaks)
+        with pytest.raises(StoreError, match=r"the disk of .* is full"):
+            await tracker.add("lost")
+        with pytest.raises(StoreError, match="could not be taken back: no ROLLBACK"):
+            await tracker.add("more")
+    monkeypatch.undo()
+    async with SqliteTracker(store) as tracker:
+        assert await tracker.count() == {"succeeded": 1}
+
+
+async def test_a_place_without_a_write_ahead_log_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patiently = _sqlite.Writer._patiently
+
+    def without(self: _sqlite.Writer, sql: str) -> Any:
+        return (b"delete",) if sql.startswith("PRAGMA journal_mode") else patiently(self, sql)
+
+    monkeypatch.setattr(_sqlite.Writer, "_patiently", without)
+    with pytest.raises(StoreUnsafeError, match="no write-ahead log"):
+        await SqliteTracker(store).open()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, "needs to read and write it and its folder"),
+        (sqlite3.SQLITE_TOOBIG, r"cannot be used: told \(no code\)"),
+        (0, "cannot be used: told"),
+    ],
+)
+def test_what_sqlite_says_is_explained(store: Path, code: int, said: str) -> None:
+    error = sqlite3.OperationalError("told")
+    error.sqlite_errorcode = code
+    with pytest.raises(StoreError, match=said), _sqlite_file.File(store, 1.0).translated():
+        raise error
+
+
+async def test_who_only_reads_is_told_of_a_record_that_is_missing_or_cannot_be_read(store: Path) -> None:
+    async with SqliteTracker(store) as tracker:
+        assert tracker.path == store
+        await tracker.add("bad")
+        await tracker.add("good")
+    with closing(sqlite3.connect(store)) as other, other:
+        other.execute("UPDATE task SET record = '{\"id\": 7}' WHERE id = 'bad'")
+    async with SqliteTracker(store, read_only=True) as reader:
+        assert await reader.load("good") is not None
+        assert await reader.load("missing") is None
+        with pytest.raises(StoreCorruptedError, match="'bad'"):
+            await reader.load("bad")
+        with pytest.raises(UnsupportedError):
+            await reader.add("new")
+
+
+async def test_a_database_that_others_may_change_is_not_read_without_their_locks(store: Path) -> None:
+    async with SqliteTracker(store) as tracker:
+        await run(tracker, "job")
+    busy, closed = sqlite3.OperationalError("busy"), sqlite3.OperationalError("closed")
+    busy.sqlite_errorcode, closed.sqlite_errorcode = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN
+    assert not await asyncio.to_thread(_sqlite_file.needs_no_lock, busy, store)
+    assert not await asyncio.to_thread(_sqlite_file.needs_no_lock, closed, store)  # the disk is not read-only
+
+
 async def test_a_tracker_that_is_closed_can_be_opened_again(store: Path) -> None:
     tracker = SqliteTracker(store)
     for n in range(2):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.conftest import require
 from tests.services.ceph import ceph_is_installed, ceph_server
-from tests.services.dynalite import dynalite_path, dynalite_server
+from tests.services.dynalite import DynaliteServer, dynalite_path
 from tests.services.moto import moto_server
 from tests.services.postgres import Server as PostgresServer
 from tests.services.postgres import has_postgres, postgres_server
@@ -56,11 +56,15 @@ def a_store(kind: str, folder: Path) -> Iterator[Store]:
         require(find_spec("aioboto3") and (kind == "dynamodb on moto" or dynalite_path()), f"no {kind}")
         from tests.services.dynamodb import made_table
 
-        with moto_server() if kind == "dynamodb on moto" else dynalite_server() as url:
-            yield Store(made_table(url).store_url(_name()))
+        if kind == "dynamodb on moto":
+            with moto_server() as url:
+                yield Store(made_table(url).store_url(_name()))
+        else:
+            with DynaliteServer(folder / "dynalite") as dynalite:
+                yield Store(made_table(dynalite.url).store_url(_name()), lambda: _again(dynalite))
 
 
-def _again(server: PostgresServer | RedisServer) -> None:
+def _again(server: PostgresServer | RedisServer | DynaliteServer) -> None:
     server.kill()
     server.start()
 

@@ -18,6 +18,11 @@ from aiotracker import FileTracker, Task
 from aiotracker.cli.app import app
 from aiotracker.cli.remembered import RESERVED
 
+# By libuv, which starts programs as execvp does.
+refuses_what_is_no_program = pytest.mark.skipif(
+    os.environ.get("AIOTRACKER_TEST_LOOP") == "uvloop", reason="uvloop has /bin/sh run a file without a format"
+)
+
 
 class Answer:
     """What a command printed, and its exit status."""

@@ -71,7 +71,7 @@ def test_sql_passes_over_the_task_of_map(shell: Shell) -> None:
 )
 def test_a_query_with_a_mistake_ends_with_a_message(shell: Shell, query: str, why: str) -> None:
     answer = shell("sql", query)
-    assert (answer.code, answer.out) == (1, "")
+    assert (answer.code, answer.out) == (2, "")
     assert why in answer.err
     assert answer.err.startswith("aiotracker: ")
 

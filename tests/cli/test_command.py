@@ -11,6 +11,8 @@ import pytest
 from aiotracker.cli import command as module
 from aiotracker.cli.command import CannotStart, Outcome, OutputError, Runner, Template
 
+from .conftest import refuses_what_is_no_program
+
 Run = Callable[..., Awaitable[Outcome]]
 
 
@@ -184,13 +186,19 @@ async def test_what_stays_in_the_background_with_the_output_open_is_not_waited_f
     os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_program_that_is_none_cannot_be_started(run: Run, tmp_path: Path) -> None:
+async def test_a_program_that_is_not_there_cannot_be_started(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     await asyncio.to_thread(file.write_text, "no program")
     with pytest.raises(CannotStart, match="no such command"):
         await run("no-such-command-anywhere")
     with pytest.raises(CannotStart, match="Permission denied"):
         await run(str(file))
+
+
+@refuses_what_is_no_program
+async def test_a_file_that_is_no_program_cannot_be_started(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    await asyncio.to_thread(file.write_text, "no program")
     await asyncio.to_thread(file.chmod, 0o755)
     with pytest.raises(CannotStart, match="format"):
         await run(str(file))

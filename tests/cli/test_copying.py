@@ -124,8 +124,8 @@ def test_files_of_abstract_tracker_are_copied(shell: Shell) -> None:
     ("arguments", "code", "message"),
     [
         (("file:none", "file:b"), 1, "there is no store at none"),
-        (("fiel:a", "file:b"), 1, "did you mean 'file'"),
-        (("file:a", "file:a"), 1, "the same store"),
+        (("fiel:a", "file:b"), 2, "did you mean 'file'"),
+        (("file:a", "file:a"), 2, "the same store"),
         (("abstract-tracker:none", "file:b"), 1, "there is no folder none"),
         (("file:a",), 2, "Missing argument 'TO'"),
     ],

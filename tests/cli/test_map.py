@@ -21,7 +21,7 @@ from aiotracker.cli import command
 from aiotracker.cli import map as map_module
 from aiotracker.cli.remembered import RESERVED
 
-from .conftest import Shell
+from .conftest import Shell, refuses_what_is_no_program
 
 MANY = "".join(f"{number}\n" for number in range(1, 25))
 # Tells that it runs, and runs until it may end.
@@ -120,12 +120,21 @@ def test_a_command_that_can_never_run_stops_before_anything_is_done(shell: Shell
     assert not (shell.folder / "store").exists()
 
 
-def test_a_program_that_proves_to_be_none_stops_at_once_and_gives_the_ids_back(shell: Shell) -> None:
-    (shell.folder / "data").write_text("no program")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param("no program", "format", marks=refuses_what_is_no_program),
+        ("#!/no-such-interpreter\n", "no such command"),
+    ],
+)
+def test_a_program_that_proves_to_be_none_stops_at_once_and_gives_the_ids_back(
+    shell: Shell, text: str, why: str
+) -> None:
+    (shell.folder / "data").write_text(text)
     (shell.folder / "data").chmod(0o755)
     done = shell("map", "-j", "4", "--", "./data", ids=MANY)
     assert done.code == 2
-    assert "format" in done.err
+    assert why in done.err
     assert set(shell.counts()) == {"pending"}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from aiotracker import FileTracker, Retry, RunningTask
 from aiotracker.cli import render
+from aiotracker.cli.session import line_for
 
 from .conftest import Shell
 
@@ -164,7 +165,7 @@ def test_a_change_is_kept_with_who_and_why_and_made_once(store: Path, shell: She
     assert f"by {change.by}: parser mended" in shell("show", "bad1").out
     again = shell("reset", "--step", "parse", "--step-status", "failed", "--dry-run", "--json").json
     assert again["matched"] == 0, "what is done already is passed over"
-    assert shell("ignore", "bad1", "--reason", "x" * 201, "--yes").code == 1
+    assert shell("ignore", "bad1", "--reason", "x" * 201, "--yes").code == 2
 
 
 def test_filters_are_the_same_for_all_that_looks_and_changes(store: Path, shell: Shell) -> None:
@@ -175,3 +176,11 @@ def test_filters_are_the_same_for_all_that_looks_and_changes(store: Path, shell:
     for verb in ("reset", "ignore"):
         assert shell(verb, "--dry-run", "--json", *options).json["ids"] == ["bad333"]
     assert shell("purge", "--dry-run", "--force", "--json", *options).json["ids"] == ["bad333"]
+
+
+def test_no_line_to_type_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "redis://me:secret@host/0"
+    assert line_for(url, "errors") == "aiotracker errors --store redis://host/0"
+    monkeypatch.setenv("AIOTRACKER_STORE", url)
+    assert line_for(url, "errors") == "aiotracker errors"
+    assert line_for("file:my store", "errors") == "aiotracker errors --store 'file:my store'"

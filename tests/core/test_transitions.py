@@ -338,6 +338,7 @@ def test_steps_keep_the_order_of_their_first_start() -> None:
         (Status.FAILED, "unknown", ["a", "b", "c"]),
         (Status.SUCCEEDED, None, []),
         (Status.SUCCEEDED, "c", ["a", "b"]),
+        (Status.SUCCEEDED, "unknown", ["a", "b", "c"]),
     ],
 )
 def test_reset_forgets_the_steps_that_are_to_be_run_again(
@@ -347,6 +348,7 @@ def test_reset_forgets_the_steps_that_are_to_be_run_again(
     task = replace(apply(None, Add("job", "a")), status=status, attempts=1, steps=steps)
     task = apply(task, Reset(Aim(JUDGE, task.fence, status, False), ANNA, from_step))
     assert [step.name for step in task.steps] == kept
+    assert task.status is (Status.SUCCEEDED if (status, from_step) == (Status.SUCCEEDED, "unknown") else Status.PENDING)
 
 
 def test_reset_drops_a_backoff_and_keeps_a_due_time() -> None:

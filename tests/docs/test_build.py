@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import aiotracker
-from aiotracker import testing
+from aiotracker import analytics, causes, copying, doctor, testing
+from aiotracker.urls import _COMMON, _SCHEMES
 
 ROOT = Path(__file__).parents[2]
 SPHINX = (sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html")
@@ -33,8 +34,16 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
     pages = "".join(page.read_text() for page in (built / "reference").glob("*.html"))
     anchors = set(re.findall(r'id="([\w.]+)"', pages))
     public = {f"aiotracker.{name}" for name in aiotracker.__all__}
-    public |= {f"aiotracker.testing.{name}" for name in testing.__all__}
+    for module in (analytics, causes, testing):
+        public |= {f"{module.__name__}.{name}" for name in module.__all__}
+    public |= {copying.copy.__module__ + ".copy", doctor.examine.__module__ + ".examine"}
     assert sorted(public - anchors) == []
+
+
+def test_all_that_a_url_may_say_is_explained() -> None:
+    text = (ROOT / "docs" / "reference" / "urls.md").read_text()
+    explained = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert explained == {name for scheme in _SCHEMES.values() for name in scheme.parameters} | set(_COMMON)
 
 
 def test_the_reference_says_what_the_code_says(built: Path) -> None:

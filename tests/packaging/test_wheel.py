@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_a_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert "aiotracker/py.typed" in names
     assert {name.partition("/")[0] for name in names - modules} == {"aiotracker", f"{_stem(wheel)}.dist-info"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_an_sdist_holds_the_project_and_nothing_that_was_installed_beside_it(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        parts = [Path(name).parts[1:] for name in archive.getnames()]
+    assert {("aiotracker", "py.typed"), ("docs", "conf.py"), ("LICENSE",), ("Makefile",), ("README.md",)} <= set(parts)
+    assert not {"node_modules", ".npm", ".venv", "__pycache__"} & {part for path in parts for part in path}
 
 
 def test_an_installed_wheel_runs_and_imports_nothing_of_the_extras(wheel: Path, tmp_path: Path) -> None:

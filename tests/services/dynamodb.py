@@ -17,6 +17,7 @@ from tests.conftest import require
 
 from .dynalite import dynalite_path, dynalite_server
 from .moto import moto_server, use_credentials
+from .s3 import shared
 
 __all__ = [
     "TABLE",
@@ -75,7 +76,7 @@ def made_table(url: str, table: str = TABLE) -> DynamoDBService:
 
 @pytest.fixture(scope="session")
 def moto_dynamodb() -> Iterator[DynamoDBService]:
-    with moto_server() as url:
+    with shared("moto", moto_server()) as url:
         yield made_table(url)
 
 

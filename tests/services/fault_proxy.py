@@ -24,6 +24,7 @@ __all__ = ["FATES", "FaultProxy", "Plan", "Request"]
 FATES: Final = (
     "lost",  # done, and the connection ends without an answer
     "late",  # the connection ends without an answer, and the request is done some time afterwards
+    "twice",  # done, and sent again by something in between, which passes on the second answer
     "reset",  # the connection ends before anything was done
     "delayed",  # done after a while
     "conflict",  # 409: not done, as another write is under way
@@ -162,6 +163,8 @@ class FaultProxy:
             return self._error(500, "InternalError")
         if fate == "error_in_200":
             return self._error(200, "InternalError")
+        if fate == "twice":
+            await self._pass_on(incoming, body)
         status, headers, answer = await self._pass_on(incoming, body)
         if fate == "lost":
             return _cut(incoming)

@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="replay this one, and say what happens")
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--stop", action="store_true", help="at the first that is broken")
     options = parser.parse_args(argv)
     simulate = log_on_disk.simulate if options.log == "file" else log_on_s3.simulate
     if options.seed is not None:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as exc:
             bad += 1
             print(f"seed {seed}: {type(exc).__name__}: {str(exc)[:300]}", flush=True)
-            if bad == 20:
+            if options.stop or bad == 20:
                 break
         else:
             commits += run.commits

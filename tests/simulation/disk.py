@@ -453,16 +453,18 @@ class SimulatedDisk(Disk):
             raise Killed
         if machine.sync_fails(self._process, inode):
             machine.trace.append("      it fails")
-            # Each who has read some of it is told, once; and each who still does, before it is taken back.
-            for process in inode.readers:
-                for other in process.files.values():
-                    other.fails = other.fails or other.inode is inode
             # The system forgets what it could not write: if that was a writer's own, it can take it back. What a
             # disk loses of others, and says to somebody else, nobody can make good.
-            if any(other.inode.number == 0 and other.inode.holder is other for other in self._process.files.values()):
-                if machine.chance.random() < 0.3:
-                    self._process.truncate_fails = True  # then all of it is written later
-                else:
+            files = self._process.files.values()
+            writes = any(other.inode.number == 0 and other.inode.holder is other for other in files)
+            if writes and machine.chance.random() < 0.3:
+                self._process.truncate_fails = True  # then all of it is written later, and nothing is lost
+            else:
+                # Each who has read some of it is told, once; and each who still does, before it is taken back.
+                for process in inode.readers:
+                    for other in process.files.values():
+                        other.fails = other.fails or other.inode is inode
+                if writes:
                     inode.failed = bool(inode.dirty - self._process.dirty_before)
                     inode.dirty &= self._process.dirty_before
                     self._process.must_live = True

@@ -134,6 +134,7 @@ class Run:
             files.on_thread = calls.append
             try:
                 files.open()
+                files.read()
                 while left > 0:
                     left -= 1
                     try:
@@ -202,6 +203,7 @@ class Run:
             files = self._files(process, read_only=True)
             try:
                 files.open()
+                files.read()
                 while left > 0:
                     left -= 1
                     self._ask(process, who, files)
@@ -220,6 +222,7 @@ class Run:
     def _look(self, process: Process) -> None:
         files = self._files(process)
         files.open()
+        files.read()
         self._ask(process, "whoever comes last", files)
         files.close()
 

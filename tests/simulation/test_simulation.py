@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from . import log_on_disk, log_on_s3, mutations, mutations_on_s3
+from . import log_on_disk, log_on_s3, mutations_on_s3
 
 SEEDS = 250
 SEEDS_ON_S3 = 80
@@ -74,18 +74,13 @@ def test_a_remedy_that_the_simulation_does_not_miss_is_missed_by_a_test_of_its_o
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("log", "mutation"),
-    [
-        *(("file", mutation) for mutation in mutations.MUTATIONS),
-        *(("s3", mutation) for mutation in mutations_on_s3.MUTATIONS if mutation not in mutations_on_s3.NAMED),
-    ],
+    "mutation", [mutation for mutation in mutations_on_s3.MUTATIONS if mutation not in mutations_on_s3.NAMED]
 )
-def test_the_engine_without_one_of_its_remedies_is_found_out_within_a_thousand_seeds(log: str, mutation: str) -> None:
-    without = mutations.MUTATIONS[mutation] if log == "file" else mutations_on_s3.MUTATIONS[mutation]
-    with without():
+def test_the_log_on_s3_without_one_of_its_remedies_is_found_out_within_a_thousand_seeds(mutation: str) -> None:
+    with mutations_on_s3.MUTATIONS[mutation]():
         for seed in range(1000):
             try:
-                SIMULATE[log](seed)
+                log_on_s3.simulate(seed)
             except Exception:
                 return
     pytest.fail(f"nobody noticed that {mutation}")
