@@ -125,7 +125,7 @@ class Shard:
         self._looked_at: float | None = None  # when the latest look at what is new began, after our latest PUT
         self._found = 0  # segments, by the latest such look
         self._listened_at: int | None = None  # at which segment it was last looked whether somebody asks for a turn
-        self._listen_after = 2  # segments after that; so long, since many trackers do not write more
+        self._listen_after = LISTEN // 2  # segments after that; fewer at first, since who has just come may be in need
         self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
         self._checkpoint: asyncio.Task[None] | None = None
         self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
