@@ -50,7 +50,7 @@ class Order:
         self._others_at = -float("inf")  # when something of others was
         self._put_time = 0.0  # seconds; of late
         self._let_in: dict[str, float] = {}  # who has asked for a turn, and until when it is left one
-        self._granted: dict[str, str] = {}  # the nonces of their latest requests
+        self._granted: dict[str, float] = {}  # the nonces of their requests, and until when these are remembered
 
     @property
     def is_contended(self) -> bool:
@@ -100,9 +100,12 @@ class Order:
 
     def let_in(self, request: Request) -> None:
         """Leaves a turn to somebody, once for each time that it asks."""
-        if self._granted.get(request.writer) != request.nonce:
-            self._granted[request.writer] = request.nonce
-            self._let_in[request.writer] = _now() + MARGIN * request.turn
+        now = _now()
+        self._granted = {nonce: until for nonce, until in self._granted.items() if until > now}
+        if request.nonce not in self._granted:
+            self._granted[request.nonce] = now + 2 * STALE.total_seconds()
+            self._let_in = {name: until for name, until in self._let_in.items() if until > now}
+            self._let_in[request.writer] = now + MARGIN * request.turn
 
     def answered(self, looked_at: float | None, began: float) -> None:
         """A PUT of ours was.
