@@ -76,6 +76,7 @@ def _tested(job: Job, folder: Path, dist: Path, workers: str) -> bool:
     _run(
         *("uv", "pip", "install", "--quiet", "--python", str(python), "--resolution", job.resolution),
         *("--group", f"{ROOT / 'pyproject.toml'}:test", f"aiotracker[all] @ {built.as_uri()}"),
+        *("-r", str(ROOT / "pyproject.toml"), "--extra", "all"),  # else what it needs is not direct, and not lowered
     )
     # The tests and their settings alone: what is imported is what was installed.
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__", ".npm"))
