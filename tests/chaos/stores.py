@@ -19,7 +19,8 @@ from tests.services.redis import RedisServer, is_installed, redis_server
 __all__ = ["KINDS", "LOCAL", "SERVED", "Store", "a_store"]
 
 LOCAL = ("file", "folder", "sqlite")
-SERVED = ("postgres", "redis", "s3 on moto", "s3 on Ceph", "dynamodb on moto", "dynamodb on dynalite")
+S3 = ("s3 on moto", "s3 on Ceph", "s3 log on moto", "s3 log on Ceph")
+SERVED = ("postgres", "redis", *S3, "dynamodb on moto", "dynamodb on dynalite")
 KINDS = (*LOCAL, *SERVED)
 
 
@@ -46,12 +47,14 @@ def a_store(kind: str, folder: Path) -> Iterator[Store]:
         require(is_installed(), "no redis-server")
         with redis_server() as redis:
             yield Store(f"{redis.url}?namespace={_name()}", lambda: _again(redis))
-    elif kind.startswith("s3"):
-        require(kind != "s3 on Ceph" or ceph_is_installed(), "no Ceph")
+    elif kind in S3:
+        is_moto = kind.endswith("moto")
+        require(is_moto or ceph_is_installed(), "no Ceph")
         from tests.services.s3 import made_bucket
 
-        with moto_server() if kind == "s3 on moto" else ceph_server() as url:
-            yield Store(made_bucket(url).store_url(_name()))
+        with moto_server() if is_moto else ceph_server() as url:
+            bucket = made_bucket(url)
+            yield Store((bucket.log_url if kind.startswith("s3 log") else bucket.store_url)(_name()))
     else:
         require(find_spec("aioboto3") and (kind == "dynamodb on moto" or dynalite_path()), f"no {kind}")
         from tests.services.dynamodb import made_table
