@@ -3,7 +3,7 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,9 @@ from aiotracker import FileTracker, StoreCorruptedError, StoreError, StoreUnavai
 from aiotracker.backends import _log_files, file
 from aiotracker.backends._filesystem import Disk, check_local, explain, kind_of, sync_data
 from aiotracker.backends._log import seal
-from tests.backends.test_file import BadDisk, churn, disk, logs, run, until  # noqa: F401 - one is a fixture
+from tests.backends.test_file import BadDisk, churn, disk, logs, run, store, tracker
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-async def tracker(store: Path) -> AsyncIterator[FileTracker]:
-    async with FileTracker(store) as tracker:
-        yield tracker
+__all__ = ["disk", "store", "tracker"]  # fixtures
 
 
 @contextmanager
@@ -138,7 +129,7 @@ async def test_a_log_that_becomes_shorter_is_read_anew(store: Path) -> None:
 
 async def test_without_fsync_a_failed_write_is_taken_back_without_one(
     store: Path,
-    disk: BadDisk,  # noqa: F811 - the fixture
+    disk: BadDisk,
 ) -> None:
     async with FileTracker(store, fsync=False) as tracker:
         await run(tracker, "a")

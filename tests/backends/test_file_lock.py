@@ -14,6 +14,9 @@ import pytest
 
 from aiotracker import FileTracker, StoreError, StoreUnavailableError
 from aiotracker.backends._filesystem import Disk
+from tests.backends.test_file import store
+
+__all__ = ["store"]  # fixtures
 
 
 class Gate:
@@ -38,11 +41,6 @@ class Gate:
         async with asyncio.timeout(30):
             while not self._reached:  # noqa: ASYNC110 - a thread counts, which sets no event of the loop
                 await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 @pytest.fixture

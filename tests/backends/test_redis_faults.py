@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,9 +20,10 @@ from aiotracker import (
 from aiotracker.backends import _redis as driver
 from aiotracker.backends import redis as backend
 from aiotracker.backends.redis import RedisTracker
-from tests.backends.test_redis import KEY, Proxy, cli, started, succeed, until
-from tests.conftest import require
-from tests.services.redis import RedisServer, is_installed, redis_server
+from tests.backends.test_redis import KEY, Proxy, cli, server, shared, started, succeed, until
+from tests.services.redis import RedisServer
+
+__all__ = ["server", "shared"]  # fixtures
 
 ALLOWED = (
     "+@read",
@@ -35,20 +36,6 @@ ALLOWED = (
     "+cluster|nodes",
     "+config|get",
 )
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[RedisServer]:
-    require(is_installed(), "redis-server and redis-cli")
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
-    """An empty one."""
-    shared.cli("flushall")
-    return shared
 
 
 @pytest.fixture
