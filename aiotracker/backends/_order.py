@@ -5,7 +5,8 @@ must see that segment first, and each segment says how long its writer needs for
 turn. Whoever lets its turn pass is passed over, and not reckoned with until it writes again. All processes see the same
 segments, so they agree, more or less; where they do not, one of them loses a race.
 
-Whoever is not reckoned with, and too slow to win a race, asks for a turn; those who write look for that now and then.
+Whoever is not reckoned with, and too slow to win a race, asks for a turn; those who write look for that now and then,
+often at first. Where several come at once, whoever has won the first race waits a little, so that others can win one.
 """
 
 import asyncio
@@ -22,13 +23,28 @@ LATELY: Final = 30.0  # seconds
 ROUND_TRIPS: Final = 2.0  # that a turn takes at the least: to see that it has come, and to write
 MARGIN: Final = 2.0  # times what somebody needs
 SOONEST: Final = 0.5  # the same, when a look is worth it
+AGAIN: Final = 0.2  # of the rest of a turn, when another look is worth it
+UNLUCKY: Final = 2.0  # times what somebody needs who has asked: it was wrong about that until now
+ANYBODY: Final = ""  # who has come at the same time as we have
 LONGEST: Final = 2.0  # seconds that a turn is left to anybody
+RECENT: Final = timedelta(seconds=LONGEST)  # before we came: who has written since then is there still, we suppose
 STALE: Final = timedelta(seconds=30)  # after which a request for a turn is that of somebody who has gone
 
 
 class _Writer(NamedTuple):
     need: float  # seconds
     number: int  # of its latest segment
+
+
+class _Turn(NamedTuple):
+    """A turn that is left to others. Times of the event loop."""
+
+    first_look: float  # when a look is worth it
+    end: float
+
+
+def _turn(since: float, need: float) -> _Turn:
+    return _Turn(since + SOONEST * need, since + MARGIN * need)
 
 
 class Order:
@@ -49,13 +65,18 @@ class Order:
         self._since = 0.0  # when something new was seen
         self._others_at = -float("inf")  # when something of others was
         self._put_time = 0.0  # seconds; of late
-        self._let_in: dict[str, float] = {}  # who has asked for a turn, and until when it is left one
+        self._let_in: dict[str, _Turn] = {}  # who is left a turn although it is not reckoned with
         self._granted: dict[str, float] = {}  # the nonces of their requests, and until when these are remembered
 
     @property
     def is_contended(self) -> bool:
         """Whether others have written lately."""
         return _now() - self._others_at < LATELY
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the others reckon with us."""
+        return self._writer in self._writers
 
     def ahead(self) -> int:
         """How many others have their turn before us."""
@@ -69,9 +90,11 @@ class Order:
         """
         names = self._ahead()[-ahead:] if ahead > 0 else []
         needs = sum(max(self._writers[name].need, ROUND_TRIPS * self._put_time) for name in names)
-        left = max([self._since + MARGIN * needs, *self._let_in.values()]) - _now()
-        expected = self._since + SOONEST * needs - _now()
-        return max(0.0, min(left, max(expected, self._put_time * random.uniform(0.2, 0.4))))
+        turns = [_turn(self._since, needs), *self._let_in.values()]
+        first_look = max(turn.first_look for turn in turns)
+        end = max(turn.end for turn in turns)
+        another_look = random.uniform(0.2, 0.4) * max(self._put_time, AGAIN * (end - first_look))
+        return max(0.0, min(end - _now(), max(first_look - _now(), another_look)))
 
     def saw(self, segments: Iterable[Segment]) -> None:
         """What is new in the log, in order."""
@@ -81,11 +104,24 @@ class Order:
             if self._latest in self._writers and name in self._writers:
                 for passed_over in self._between(self._latest, name):
                     del self._writers[passed_over]
+            if name == self._writer and not self.is_known and not self.is_contended:
+                end = now + ROUND_TRIPS * self._put_time
+                self._let_in[ANYBODY] = _Turn(end, end)
             self._latest = name
             self._writers[name] = _Writer(segment.turn, segment.segment)
             self._let_in.pop(name, None)
             if name != self._writer:
                 self._others_at = now
+                self._let_in.pop(ANYBODY, None)
+
+    def saw_at_first(self, segments: Iterable[Segment], now: datetime) -> None:
+        """What was in the log when we came.
+
+        Args:
+            segments: In order.
+            now: The store's time.
+        """
+        self.saw(segment for segment in segments if abs(now - segment.time) <= RECENT)
 
     def waits(self, request: Request, now: datetime) -> bool:
         """Whether somebody else still waits for a turn that it has asked for.
@@ -104,8 +140,8 @@ class Order:
         self._granted = {nonce: until for nonce, until in self._granted.items() if until > now}
         if request.nonce not in self._granted:
             self._granted[request.nonce] = now + 2 * STALE.total_seconds()
-            self._let_in = {name: until for name, until in self._let_in.items() if until > now}
-            self._let_in[request.writer] = now + MARGIN * request.turn
+            self._let_in = {name: turn for name, turn in self._let_in.items() if turn.end > now}
+            self._let_in[request.writer] = _turn(now, UNLUCKY * request.turn)
 
     def answered(self, looked_at: float | None, began: float) -> None:
         """A PUT of ours was.

@@ -48,7 +48,9 @@ WIDEST: Final = 32  # segments that are asked for at once
 TAIL_BYTES: Final = 4 * 1024 * 1024  # of segments behind a checkpoint, before there is another one
 WORTH: Final = 16  # segments for each request that a checkpoint takes, so that it costs a sixteenth at the most
 LISTEN: Final = 8  # segments at the most, after which it is looked whether somebody asks for a turn
-ASK: Final = 3  # segments of others that come before one of ours, until a turn is asked for
+FEW: Final = 2  # segments at first, after which it is not: who comes for one task needs no further requests
+RARER: Final = 4  # each such look comes after a fourth of the segments since the first one
+ASK: Final = 3  # segments of others that come before one of ours, until a turn is asked for by who is reckoned with
 ASKS: Final = 3  # tries, where others ask at the same time
 CLOSE_TIME: Final = 5.0  # seconds that closing waits for a checkpoint
 
@@ -125,7 +127,7 @@ class Shard:
         self._looked_at: float | None = None  # when the latest look at what is new began, after our latest PUT
         self._found = 0  # segments, by the latest such look
         self._listened_at: int | None = None  # at which segment it was last looked whether somebody asks for a turn
-        self._listen_after = LISTEN // 2  # segments after that; fewer at first, since who has just come may be in need
+        self._listened_from = 0  # the first such segment
         self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
         self._checkpoint: asyncio.Task[None] | None = None
         self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
@@ -169,10 +171,12 @@ class Shard:
         if state is None:
             return
         if self._listened_at is None:
-            self._listened_at = state.number
-        if state.number < self._listened_at + self._listen_after:
+            self._listened_from = state.number
+            self._listened_at = state.number + FEW
+        # Often at first: those who have come with us may be in need.
+        if state.number < self._listened_at + min(LISTEN, 1 + (state.number - self._listened_from) // RARER):
             return
-        self._listened_at, self._listen_after = state.number, min(LISTEN, 2 * self._listen_after)
+        self._listened_at = state.number
         for request in (await self._requests())[0]:
             self._order.let_in(request)
 
@@ -210,6 +214,7 @@ class Shard:
         if self._pending is not None:
             await self._settle(self._pending)
         is_known, races, overtaken = False, 0, 0  # whether what we know was so after we were asked
+        bearable = ASK if self._order.is_known else 1
         while True:
             if self._state is None:
                 await self._load()
@@ -235,9 +240,9 @@ class Shard:
             if loop.time() > began + self._patience:
                 raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
             overtaken += 1 if self._state is None else max(1, self._state.number - number)
-            if self._state is not None and overtaken >= ASK:
+            if self._state is not None and overtaken >= bearable:
                 await self._ask(self._state)
-                overtaken = 0
+                overtaken, bearable = 0, ASK
             await self._turn()
         index = (await self._known()).index
         self._mismatch = None
@@ -494,7 +499,9 @@ class Shard:
                 raise StoreCorruptedError(f"{path}, or another part beside it, is missing", path)
             missing = floor.checkpoint  # there is a later one, or somebody has deleted it
         self._state = state
-        await self._read_on(FIRST_LOOK)
+        found: list[Segment] = []
+        await self._read_on(FIRST_LOOK, found)
+        self._order.saw_at_first(found, self._now())
 
     # -- checkpoints
 
