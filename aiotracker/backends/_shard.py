@@ -129,6 +129,7 @@ class Shard:
         self._listened_at: int | None = None  # at which segment it was last looked whether somebody asks for a turn
         self._listened_from = 0  # the first such segment
         self._archive = Archive(objects, number, writer=writer, patience=patience, times=self._times)
+        self._asking: asyncio.Task[None] | None = None
         self._checkpoint: asyncio.Task[None] | None = None
         self._haste = random.uniform(1.0, 1.5)  # so that not all processes write a checkpoint at once
 
@@ -138,12 +139,12 @@ class Shard:
 
     async def aclose(self) -> None:
         """Ends what goes on beside the commits."""
-        task = self._checkpoint
-        if task is not None:
-            # Of trackers that live for a moment each, one must come to the end of it.
-            await asyncio.wait({task}, timeout=CLOSE_TIME)
-            task.cancel()
-            await asyncio.wait({task})
+        # Of trackers that live for a moment each, one must come to the end of a checkpoint.
+        for task, patience in ((self._asking, 0.0), (self._checkpoint, CLOSE_TIME)):
+            if task is not None:
+                await asyncio.wait({task}, timeout=patience)
+                task.cancel()
+                await asyncio.wait({task})
 
     # -- committing
 
@@ -191,9 +192,14 @@ class Shard:
         now = self._now()
         return [request for request in requests if self._order.waits(request, now)], stored.etag
 
-    async def _ask(self, state: _State) -> None:
-        """Asks for a turn."""
-        ours = Request(self._nonce(), state.number, self._order.need, self._now())
+    def _ask(self, state: _State) -> None:
+        """Asks for a turn, beside the races that go on."""
+        if self._asking is None or self._asking.done():
+            ours = Request(self._nonce(), state.number, self._order.need, self._now())
+            name = f"{self._objects!r}: asks for a turn in shard {self.number}"
+            self._asking = asyncio.create_task(self._put_request(ours), name=name)
+
+    async def _put_request(self, ours: Request) -> None:
         with contextlib.suppress(StoreError):
             for _ in range(ASKS):
                 others, etag = await self._requests()
@@ -201,7 +207,6 @@ class Shard:
                 with contextlib.suppress(ConflictError):
                     await self._objects.put(request_key(self.number), body, absent=etag is None, match=etag)
                     break
-            await self._follow(2)
 
     async def commit(self, wanted: list[Wanted]) -> None:
         """Stores what waits, and answers it. See `_pump.Pump`.
@@ -241,7 +246,7 @@ class Shard:
                 raise StoreUnavailableError(f"{races} races were lost in a row: {self.blame()}")
             overtaken += 1 if self._state is None else max(1, self._state.number - number)
             if self._state is not None and overtaken >= bearable:
-                await self._ask(self._state)
+                self._ask(self._state)
                 overtaken, bearable = 0, ASK
             await self._turn()
         index = (await self._known()).index
