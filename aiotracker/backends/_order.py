@@ -105,7 +105,7 @@ class Order:
                 for passed_over in self._between(self._latest, name):
                     del self._writers[passed_over]
             if name == self._writer and not self.is_known and not self.is_contended:
-                end = now + ROUND_TRIPS * self._put_time
+                end = now + MARGIN * ROUND_TRIPS * self._put_time
                 self._let_in[ANYBODY] = _Turn(end, end)
             self._latest = name
             self._writers[name] = _Writer(segment.turn, segment.segment)

@@ -546,6 +546,34 @@ class TestTurns:
 
         run(main)
 
+    @pytest.mark.parametrize(("have_written", "bound"), [(False, 24.0), (True, 15.0)])
+    def test_of_those_who_come_at_the_same_time_none_waits_for_long(self, have_written: bool, bound: float) -> None:
+        async def main() -> None:
+            chance = random.Random(seed)
+            random.seed(seed)
+            store = SimulatedStore(seed, latency=(0.02, 0.04))
+            loop = asyncio.get_running_loop()
+            start = 0.5
+
+            async def write(number: int) -> None:
+                process = Process(store)
+                if have_written:
+                    await process.add("word", f"first-{number}")
+                await asyncio.sleep(start - loop.time())
+                if number:  # what has just begun is slow
+                    process.client.frozen_until = start + chance.uniform(0.0, 0.05)
+                await process.add("word", f"job-{number}")
+                waits.append(loop.time() - start)
+                while loop.time() < start + 2.0:
+                    await process.add("word", f"job-{number}-{loop.time()}")
+
+            await asyncio.gather(*map(write, range(4)))
+
+        waits: list[float] = []
+        for seed in range(20):
+            run(main)
+        assert max(waits) < bound * 0.03
+
     def test_those_who_have_little_to_write_are_not_held_up(self) -> None:
         async def main() -> None:
             random.seed(1)
