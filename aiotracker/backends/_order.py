@@ -22,7 +22,7 @@ __all__ = ["Order"]
 LATELY: Final = 30.0  # seconds
 ROUND_TRIPS: Final = 2.0  # that a turn takes at the least: to see that it has come, and to write
 MARGIN: Final = 2.0  # times what somebody needs
-SOONEST: Final = 0.5  # the same, when a look is worth it
+SOONEST: Final = 0.35  # the same, when a look is worth it
 AGAIN: Final = 0.2  # of the rest of a turn, when another look is worth it
 UNLUCKY: Final = 2.0  # times what somebody needs who has asked: it was wrong about that until now
 ANYBODY: Final = ""  # who has come at the same time as we have
@@ -64,6 +64,7 @@ class Order:
         self._latest = ""
         self._since = 0.0  # when something new was seen
         self._others_at = -float("inf")  # when something of others was
+        self._wrote_at = -float("inf")  # when we have, alone
         self._put_time = 0.0  # seconds; of late
         self._let_in: dict[str, _Turn] = {}  # who is left a turn although it is not reckoned with
         self._granted: dict[str, float] = {}  # the nonces of their requests, and until when these are remembered
@@ -104,15 +105,14 @@ class Order:
             if self._latest in self._writers and name in self._writers:
                 for passed_over in self._between(self._latest, name):
                     del self._writers[passed_over]
-            if name == self._writer and not self.is_known and not self.is_contended:
-                end = now + MARGIN * ROUND_TRIPS * self._put_time
-                self._let_in[ANYBODY] = _Turn(end, end)
             self._latest = name
             self._writers[name] = _Writer(segment.turn, segment.segment)
             self._let_in.pop(name, None)
             if name != self._writer:
                 self._others_at = now
                 self._let_in.pop(ANYBODY, None)
+            elif len(self._writers) == 1:
+                self._alone(now)
 
     def saw_at_first(self, segments: Iterable[Segment], now: datetime) -> None:
         """What was in the log when we came.
@@ -159,6 +159,13 @@ class Order:
         """So long a turn of ours took, or would have taken."""
         seconds = min(LONGEST / MARGIN, seconds)
         self.need = max(seconds, 0.9 * self.need + 0.1 * seconds)
+
+    def _alone(self, now: float) -> None:
+        """We have written, and nobody else is reckoned with; if others begin at the same time, they cannot say so."""
+        turn = MARGIN * ROUND_TRIPS * self._put_time
+        if now - self._wrote_at > turn and (self.is_contended or self._wrote_at == -float("inf")):
+            self._let_in[ANYBODY] = _Turn(now + turn, now + turn)
+        self._wrote_at = now
 
     def _ahead(self) -> list[str]:
         if self._writer not in self._writers or self._latest not in self._writers:
