@@ -64,7 +64,8 @@ class Order:
         self._latest = ""
         self._since = 0.0  # when something new was seen
         self._others_at = -float("inf")  # when something of others was
-        self._wrote_at = -float("inf")  # when we have, alone
+        self._wrote_at = -float("inf")  # when we have
+        self._is_rested = False  # there was nothing to write for a while
         self._put_time = 0.0  # seconds; of late
         self._let_in: dict[str, _Turn] = {}  # who is left a turn although it is not reckoned with
         self._granted: dict[str, float] = {}  # the nonces of their requests, and until when these are remembered
@@ -78,6 +79,11 @@ class Order:
     def is_known(self) -> bool:
         """Whether the others reckon with us."""
         return self._writer in self._writers
+
+    def begins(self) -> None:
+        """There is something to write."""
+        if _now() - self._wrote_at > self._least_turn():
+            self._is_rested = True
 
     def ahead(self) -> int:
         """How many others have their turn before us."""
@@ -111,8 +117,8 @@ class Order:
             if name != self._writer:
                 self._others_at = now
                 self._let_in.pop(ANYBODY, None)
-            elif len(self._writers) == 1:
-                self._alone(now)
+            else:
+                self._wrote(now)
 
     def saw_at_first(self, segments: Iterable[Segment], now: datetime) -> None:
         """What was in the log when we came.
@@ -160,12 +166,15 @@ class Order:
         seconds = min(LONGEST / MARGIN, seconds)
         self.need = max(seconds, 0.9 * self.need + 0.1 * seconds)
 
-    def _alone(self, now: float) -> None:
-        """We have written, and nobody else is reckoned with; if others begin at the same time, they cannot say so."""
-        turn = MARGIN * ROUND_TRIPS * self._put_time
-        if now - self._wrote_at > turn and (self.is_contended or self._wrote_at == -float("inf")):
-            self._let_in[ANYBODY] = _Turn(now + turn, now + turn)
-        self._wrote_at = now
+    def _wrote(self, now: float) -> None:
+        is_first = self._wrote_at == -float("inf")
+        if self._is_rested and len(self._writers) == 1 and (is_first or self.is_contended):
+            end = now + self._least_turn()  # others may have begun at the same time, and cannot say so
+            self._let_in[ANYBODY] = _Turn(end, end)
+        self._wrote_at, self._is_rested = now, False
+
+    def _least_turn(self) -> float:
+        return MARGIN * ROUND_TRIPS * self._put_time
 
     def _ahead(self) -> list[str]:
         if self._writer not in self._writers or self._latest not in self._writers:

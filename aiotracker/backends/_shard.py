@@ -150,6 +150,7 @@ class Shard:
 
     async def pace(self) -> None:
         """Before a batch is taken: lets others who write have their turn."""
+        self._order.begins()
         with contextlib.suppress(StoreError):  # a commit will tell
             await self._listen()
             await self._turn()

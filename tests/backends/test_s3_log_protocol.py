@@ -594,6 +594,31 @@ class TestTurns:
 
         run(main)
 
+    def test_who_writes_all_the_time_is_not_held_up_by_who_writes_now_and_then(self) -> None:
+        async def main() -> None:
+            random.seed(1)
+            store = SimulatedStore(1, latency=(0.02, 0.04))
+            loop = asyncio.get_running_loop()
+            done = 0
+
+            async def write_now_and_then() -> None:
+                process = Process(store)
+                while loop.time() < 20.0:
+                    await process.add("word", f"rare-{loop.time()}")
+                    await asyncio.sleep(random.expovariate(1.0))
+
+            async def write() -> None:
+                nonlocal done
+                process = Process(store)
+                while loop.time() < 20.0:
+                    await process.add("word", f"job-{done}")
+                    done += 1
+
+            await asyncio.gather(write(), write_now_and_then())
+            assert done > 0.4 * 20.0 / 0.03
+
+        run(main)
+
     def test_those_who_died_after_a_write_are_waited_for_once(self) -> None:
         async def main() -> None:
             random.seed(1)
