@@ -47,6 +47,11 @@ def _turn(since: float, need: float) -> _Turn:
     return _Turn(since + SOONEST * need, since + MARGIN * need)
 
 
+def _bounded(seconds: float) -> float:
+    """So that nobody is left a turn for longer than anybody may have, whatever it says that it needs."""
+    return max(0.0, min(LONGEST / MARGIN, seconds))
+
+
 class Order:
     """Who writes, and whose turn it is.
 
@@ -112,7 +117,7 @@ class Order:
                 for passed_over in self._between(self._latest, name):
                     del self._writers[passed_over]
             self._latest = name
-            self._writers[name] = _Writer(segment.turn, segment.segment)
+            self._writers[name] = _Writer(_bounded(segment.turn), segment.segment)
             self._let_in.pop(name, None)
             if name != self._writer:
                 self._others_at = now
@@ -147,7 +152,7 @@ class Order:
         if request.nonce not in self._granted:
             self._granted[request.nonce] = now + 2 * STALE.total_seconds()
             self._let_in = {name: turn for name, turn in self._let_in.items() if turn.end > now}
-            self._let_in[request.writer] = _turn(now, UNLUCKY * request.turn)
+            self._let_in[request.writer] = _turn(now, _bounded(UNLUCKY * request.turn))
 
     def answered(self, looked_at: float | None, began: float) -> None:
         """A PUT of ours was.
@@ -163,7 +168,7 @@ class Order:
 
     def needed(self, seconds: float) -> None:
         """So long a turn of ours took, or would have taken."""
-        seconds = min(LONGEST / MARGIN, seconds)
+        seconds = _bounded(seconds)
         self.need = max(seconds, 0.9 * self.need + 0.1 * seconds)
 
     def _wrote(self, now: float) -> None:

@@ -14,7 +14,8 @@ from aiotracker import OutcomeUnknownError, Status, StoreCorruptedError, StoreEr
 from aiotracker.backends import _segments as segments
 from aiotracker.backends import _shard as module
 from aiotracker.backends._log import Wanted
-from aiotracker.backends._segments import Floor, floor_key, raised, segment_key
+from aiotracker.backends._order import Order
+from aiotracker.backends._segments import Floor, Request, Segment, floor_key, raised, segment_key
 from tests.services import simulated_s3
 from tests.services.simulated_s3 import BEGIN, SimulatedClient, SimulatedStore, simulated_time
 
@@ -616,6 +617,21 @@ class TestTurns:
 
             await asyncio.gather(write(), write_now_and_then())
             assert done > 0.4 * 20.0 / 0.03
+
+        run(main)
+
+    @pytest.mark.parametrize("turn", [1e9, -1.0])
+    def test_who_says_that_it_needs_absurdly_long_is_left_a_turn_of_two_seconds(self, turn: float) -> None:
+        async def main() -> None:
+            now = BEGIN
+            order = Order("b")
+            order.saw([Segment(1, 0, "a-1", "", now, turn), Segment(2, 0, "b-1", "a-1", now, 0.1)])
+            assert order.ahead() == 1
+            assert order.wait(1) <= 2.0
+            order.let_in(Request("c-1", 2, turn, now))
+            assert order.wait(0) <= 2.0
+            await asyncio.sleep(2.0)
+            assert order.wait(1) == 0.0
 
         run(main)
 
