@@ -30,6 +30,7 @@ class Share(TypedDict):
     start: float
     end: float
     claims: list[float]  # seconds from asking to holding
+    first_claims: list[float]  # those of them that were asked for at the start, when all processes begin at once
     ran: list[tuple[str, int]]  # id and fence of each body that ran
     refused: int  # claims of ids that another process had
     disagreeing: list[str]  # ids whose record is not what this process did
@@ -44,6 +45,7 @@ async def run(gate: Gate, url: str, bucket: str, prefix: str, tasks: int, concur
 async def share(gate: Gate, url: str, bucket: str, prefix: str, index: int, concurrency: int, seconds: float) -> Share:
     """One of several processes, which all claim new ids for some seconds, as many as they can."""
     claims: list[float] = []
+    first_claims: list[float] = []
     ran: list[tuple[str, int]] = []
     puts: list[float] = []
     refused = 0
@@ -57,6 +59,8 @@ async def share(gate: Gate, url: str, bucket: str, prefix: str, index: int, conc
             try:
                 async with tracker.run(f"all-{number}" if number % SHARED == 0 else f"{index}-{number}") as task:
                     claims.append(time.perf_counter() - begin)
+                    if number < concurrency:
+                        first_claims.append(claims[-1])
                     ran.append((task.id, task.fence))
             except TaskUnavailableError:
                 refused += 1
@@ -87,6 +91,7 @@ async def share(gate: Gate, url: str, bucket: str, prefix: str, index: int, conc
         "start": start,
         "end": end,
         "claims": claims,
+        "first_claims": first_claims,
         "ran": ran,
         "refused": refused,
         "disagreeing": disagreeing,
