@@ -623,7 +623,7 @@ class TestTurns:
     @pytest.mark.parametrize("turn", [1e9, -1.0])
     def test_who_says_that_it_needs_absurdly_long_is_left_a_turn_of_two_seconds(self, turn: float) -> None:
         async def main() -> None:
-            now = BEGIN
+            now = datetime.fromtimestamp(BEGIN, UTC)
             order = Order("b")
             order.saw([Segment(1, 0, "a-1", "", now, turn), Segment(2, 0, "b-1", "a-1", now, 0.1)])
             assert order.ahead() == 1
