@@ -43,17 +43,23 @@ class Gate:
                 await asyncio.sleep(0.001)
 
 
+def gate_before(call: str, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """One that every such call on a file passes; open at first."""
+    gate, real = Gate(), getattr(Disk, call)
+
+    def wait_and_call(disk: Disk, fd: int) -> None:
+        gate.pass_through()
+        real(disk, fd)
+
+    gate.open()
+    monkeypatch.setattr(Disk, call, wait_and_call)
+    return gate
+
+
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Stands before the lock of each commit; open at first."""
-    gate, lock = Gate(), Disk.lock
-
-    def wait_and_lock(disk: Disk, fd: int) -> None:
-        gate.pass_through()
-        lock(disk, fd)
-
-    gate.open()
-    monkeypatch.setattr(Disk, "lock", wait_and_lock)
+    gate = gate_before("lock", monkeypatch)
     yield gate
     gate.open()
 
@@ -111,14 +117,7 @@ async def test_two_trackers_of_one_process_take_turns_where_the_systems_lock_let
 async def test_who_waits_for_a_third_of_a_lease_is_told_which_process_took_the_lock_and_when(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, sync = Gate(), Disk.sync
-
-    def wait_and_sync(disk: Disk, fd: int) -> None:
-        gate.pass_through()
-        sync(disk, fd)
-
-    gate.open()
-    monkeypatch.setattr(Disk, "sync", wait_and_sync)
+    gate = gate_before("sync", monkeypatch)
     async with FileTracker(store) as one, FileTracker(store, lease=0.6) as two:
         gate.close()
         first = asyncio.create_task(one.add("a"))

@@ -95,14 +95,19 @@ async def test_several_operations_on_one_record_are_one_write() -> None:
         assert tracker.commits == [["one"]]
 
 
+async def claim_and_cancel_in_flight(tracker: Toy) -> None:
+    """The commit stays under way until the gate is opened."""
+    tracker.gate.clear()
+    claiming = asyncio.create_task(tracker.run("job").__aenter__())
+    await tracker.under_way.wait()
+    claiming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
+
+
 async def test_a_claim_cancelled_while_its_commit_is_in_flight_is_undone() -> None:
     async with Toy() as tracker:
-        tracker.gate.clear()
-        claiming = asyncio.create_task(tracker.run("job").__aenter__())
-        await tracker.under_way.wait()
-        claiming.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await claiming
+        await claim_and_cancel_in_flight(tracker)
         tracker.gate.set()
         task = await tracker.load("job")
         assert task is not None
@@ -270,12 +275,7 @@ def test_a_commit_takes_no_more_than_its_bytes_and_the_rest_is_tried_again(monke
 @pytest.mark.parametrize("landed", [True, False], ids=["it landed", "it did not"])
 async def test_a_claim_that_may_have_landed_is_undone_where_nobody_waits_for_it(landed: bool) -> None:
     async with Toy() as tracker:
-        tracker.gate.clear()
-        claiming = asyncio.create_task(tracker.run("job").__aenter__())
-        await tracker.under_way.wait()
-        claiming.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await claiming
+        await claim_and_cancel_in_flight(tracker)
         tracker.reply_is_lost, tracker.error = landed, None if landed else StoreUnavailableError("no answer")
         tracker.gate.set()
         await asyncio.sleep(0)

@@ -620,16 +620,15 @@ class TestTurns:
 
         run(main)
 
-    @pytest.mark.parametrize("turn", [1e9, -1.0])
-    def test_who_says_that_it_needs_absurdly_long_is_left_a_turn_of_two_seconds(self, turn: float) -> None:
+    def test_who_says_that_it_needs_absurdly_long_is_left_a_turn_of_two_seconds(self) -> None:
         async def main() -> None:
             now = datetime.fromtimestamp(BEGIN, UTC)
             order = Order("b")
-            order.saw([Segment(1, 0, "a-1", "", now, turn), Segment(2, 0, "b-1", "a-1", now, 0.1)])
+            order.saw([Segment(1, 0, "a-1", "", now, 1e9), Segment(2, 0, "b-1", "a-1", now, 0.1)])
             assert order.ahead() == 1
-            assert order.wait(1) <= 2.0
-            order.let_in(Request("c-1", 2, turn, now))
-            assert order.wait(0) <= 2.0
+            assert 0.0 < order.wait(1) <= 2.0
+            order.let_in(Request("c-1", 2, 1e9, now))
+            assert 0.0 < order.wait(0) <= 2.0
             await asyncio.sleep(2.0)
             assert order.wait(1) == 0.0
 

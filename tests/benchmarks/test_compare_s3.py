@@ -26,6 +26,7 @@ def test_the_log_is_counted_alone_and_with_several_processes(monkeypatch: pytest
     assert shared["double_claims"] == 0
     assert sum(shared["shares"]) == pytest.approx(1, abs=0.01)
     assert shared["p99_in_put_times"] > 0
+    assert 0 < shared["first_claims_p50_ms"] <= shared["first_claims_p99_ms"]
 
 
 @pytest.mark.chaos
